@@ -1,0 +1,182 @@
+"""Data as every stage sees it: batches of named arrays, and a description of the inputs.
+
+A recipe names a callable that returns `Data`. A split is anything with a length that can take rows by
+index; order is decided by the training loop from its seed alone, so a split holds no state and a
+resumed run sees the same batches. `IO` travels with every graph as ``io.json``: wrong preprocessing
+on a device is otherwise invisible.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from edgekd.errors import ConfigError
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Tensor(BaseModel):
+    """One named input or output of a network.
+
+    `shape` mixes sizes and symbols (``"batch"``); `range` is the closed interval of legal values.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    dtype: str
+    shape: list[int | str]
+    range: tuple[float, float] | None = None
+
+
+class IO(BaseModel):
+    """``io.json``: inputs, outputs and how raw data becomes the inputs.
+
+    `preprocess` is what a person needs to feed the network: layout, resize, scale, mean and std.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    labels: list[str]
+    preprocess: dict[str, Any]
+
+
+class Split(Protocol):
+    """Rows that can be taken by index."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    def take(self, rows: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.int64]]:
+        """Inputs {name: dtype[len(rows), ...]} and labels int64[len(rows)]."""
+
+
+@dataclass(frozen=True)
+class ArraySplit:
+    """A split that lives in memory: inputs {name: dtype[n, ...]}, labels int64[n]."""
+
+    inputs: Mapping[str, NDArray[Any]]
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        """Refuse inputs and labels of different length."""
+        for name, array in self.inputs.items():
+            if len(array) != len(self.labels):
+                raise ConfigError(
+                    f"ArraySplit: input {name!r} has {len(array)} rows, labels has "
+                    f"{len(self.labels)}: give one label for each row"
+                )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.int64]]:
+        """Rows of every input, and their labels."""
+        return {name: array[rows] for name, array in self.inputs.items()}, self.labels[rows]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a data callable returns: a training split, an evaluation split, and the inputs' facts."""
+
+    train: Split
+    evaluation: Split
+    io: IO
+
+
+def load(source: str) -> Data:
+    """Call the function a recipe names and check what it returns, once.
+
+    Args:
+        source: ``python:<module>:<callable>``.
+
+    Raises:
+        ConfigError: The source cannot be loaded, a split is empty, a label is no whole number or out
+            of range, or an input is missing, of another dtype or shape than io says, or not finite.
+    """
+    data = python_object(source, "data.source")()
+    if not isinstance(data, Data):
+        raise ConfigError(
+            f"data.source {source!r} returned {type(data).__name__}, expected edgekd.data.Data"
+        )
+    for name, split in (("train", data.train), ("evaluation", data.evaluation)):
+        _check_split(f"data.source {source!r}, {name} split", split, data.io)
+    return data
+
+
+def python_object(spec: str, where: str) -> Any:
+    """Import ``python:<module>:<name>``; the only code a recipe can name.
+
+    Raises:
+        ConfigError: The form is wrong, or the module or name does not exist.
+    """
+    parts = spec.split(":")
+    if len(parts) != 3 or parts[0] != "python" or not all(parts) or parts[1].startswith("."):
+        raise ConfigError(f"{where}: found {spec!r}, expected python:<module>:<callable>")
+    try:
+        module = importlib.import_module(parts[1])
+    except ImportError as error:
+        raise ConfigError(f"{where}: cannot import {parts[1]!r}: {error}") from error
+    if not callable(getattr(module, parts[2], None)):
+        raise ConfigError(f"{where}: module {parts[1]!r} has no callable {parts[2]!r}")
+    return getattr(module, parts[2])
+
+
+def python_module(spec: str) -> str | None:
+    """Module named by ``python:<module>:<name>``, None for any other spec."""
+    parts = spec.split(":")
+    return parts[1] if parts[0] == "python" and len(parts) == 3 else None
+
+
+def _check_split(where: str, split: Split, io: IO) -> None:
+    if len(split) == 0:
+        raise ConfigError(f"{where}: holds 0 examples, expected at least 1")
+    rows = np.arange(len(split), dtype=np.int64)
+    for start in range(0, len(rows), 4096):
+        taken = rows[start : start + 4096]
+        inputs, labels = split.take(taken)
+        if labels.dtype.kind not in "iu" or labels.shape != taken.shape:
+            raise ConfigError(
+                f"{where}: labels of {len(taken)} examples are {labels.dtype}{list(labels.shape)}, "
+                f"expected int64[{len(taken)}]"
+            )
+        wrong = (labels < 0) | (labels >= len(io.labels))
+        if wrong.any():
+            row = int(np.flatnonzero(wrong)[0])
+            raise ConfigError(
+                f"{where}: example {start + row} has label {int(labels[row])}, expected 0 to "
+                f"{len(io.labels) - 1} ({len(io.labels)} classes)"
+            )
+        for tensor in io.inputs:
+            _check_input(where, tensor, inputs, len(taken))
+
+
+def _check_input(where: str, tensor: Tensor, inputs: Arrays, examples: int) -> None:
+    if tensor.name not in inputs:
+        raise ConfigError(
+            f"{where}: input {tensor.name!r} is missing; found {', '.join(sorted(inputs))}"
+        )
+    array = inputs[tensor.name]
+    sizes = [size for size in tensor.shape if size != "batch"]
+    fits = len(sizes) == array.ndim - 1 and all(
+        isinstance(want, str) or want == have
+        for want, have in zip(sizes, array.shape[1:], strict=True)
+    )
+    if array.dtype != np.dtype(tensor.dtype) or not fits:
+        raise ConfigError(
+            f"{where}: input {tensor.name!r} is {array.dtype}{list(array.shape[1:])} an example, "
+            f"expected {tensor.dtype}{sizes}"
+        )
+    if len(array) != examples:
+        raise ConfigError(
+            f"{where}: input {tensor.name!r} has {len(array)} rows for {examples} examples"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ConfigError(f"{where}: input {tensor.name!r} holds NaN or infinity: clean the data")

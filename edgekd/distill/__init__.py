@@ -1,0 +1,1 @@
+"""Teacher and recipe in, Student out: plan, masks, calibration, quantizers, distillation."""

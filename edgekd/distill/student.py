@@ -1,0 +1,229 @@
+"""Quantization-aware distillation: teacher and recipe in, 2:4-sparse INT8 Student out.
+
+The order is fixed and each step proves what it did before the next begins: plan (which layers, and
+why not the others), masks (2:4, on float weights), calibration (of the masked network), quantizers,
+distillation. Model Optimizer would accept some other orders in silence and sparsify nothing; here
+there is no other order to ask for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors.torch import save_file
+from torch import nn
+
+from edgekd import artifact, data, eligible, kinds, models, progress
+from edgekd.artifact import Artifact, Question, Work, source_hash, versions
+from edgekd.distill import device, loop, quantize, runner, sparsify
+from edgekd.distill.objective import Objective
+from edgekd.distill.teacher import TOOLS, teach, user_sources
+from edgekd.eligible import LayerPlan
+from edgekd.errors import ContractError
+from edgekd.recipe import Recipe
+
+StudentArm = Literal["dense", "sparse"]
+
+
+def distill(recipe: Recipe, out: Path, arm: StudentArm = "sparse") -> Artifact:
+    """Train the Student of a recipe, and its Teacher first if need be.
+
+    Args:
+        recipe: What to compress and how.
+        out: Directory of artifacts.
+        arm: ``sparse`` for 2:4 INT8; ``dense`` for the same steps, losses and seed without 2:4.
+
+    Raises:
+        ConfigError: Something in the recipe does not fit the network or the data; NaN loss.
+        ContractError: A step did not do what it promises (mask, quantizers, calibration).
+    """
+    teacher = teach(recipe, out)
+    return artifact.make(
+        out, question(recipe, teacher, arm), lambda work: _write(recipe, teacher, arm, work)
+    )
+
+
+def question(recipe: Recipe, teacher: Artifact, arm: StudentArm) -> Question:
+    """What decides a Student."""
+    spec = recipe.student.model or recipe.teacher.model
+    sparsity = recipe.sparsity.model_dump() if arm == "sparse" else None
+    config = {
+        "arm": arm,
+        "name": recipe.name,
+        "seed": recipe.seed,
+        "student": {"model": spec},
+        "data": recipe.data.model_dump(),
+        "sparsity": sparsity,
+        "quantization": recipe.quantization.model_dump(),
+        "distill": recipe.distill.model_dump(),
+        "export": recipe.export.model_dump(),
+        **device.resolved(recipe),
+    }
+    sources = {
+        "edgekd": source_hash(
+            "edgekd.distill", "edgekd.models", "edgekd.data", "edgekd.eligible", "edgekd.quant",
+            "edgekd.sparse24",
+        ),
+        **user_sources(recipe, spec),
+        **models.source_files(spec, recipe.base),
+    }
+    return Question(
+        kinds.STUDENT,
+        config=config,
+        parents={"teacher": teacher},
+        sources=sources,
+        tools=versions(*TOOLS, "nvidia-modelopt"),
+    )
+
+
+def _write(recipe: Recipe, parent: Artifact, arm: StudentArm, work: Work) -> Mapping[str, Any]:
+    examples = data.load(recipe.data.source)
+    device.prepare(recipe)
+    description = models.describe(recipe.student.model or recipe.teacher.model, recipe.base)
+    teacher, student = _networks(parent, description)
+    calibration = _batches(examples, recipe.quantization.calibration_samples)
+
+    rows = eligible.plan(
+        models.layers(student, runner.tensors(_batches(examples, 1)[0], student), examples.io),
+        recipe.sparsity if arm == "sparse" else None,
+        recipe.quantization,
+    )
+    _anything_planned(recipe, rows)
+    masks = sparsify.masks(student, rows)
+    scales = quantize.calibrate(
+        student, rows, masks, lambda twin: _feed(twin, calibration, examples)
+    )
+    quantize.attach(student, rows, masks, scales)
+
+    def check() -> None:
+        quantize.verify(student, teacher, rows, masks)
+
+    check()
+    objective = Objective(recipe.distill.losses, student, teacher, examples.io)
+    curve = loop.train(
+        loop.Run(
+            label=f"distill {arm}",
+            model=student,
+            loss=objective,
+            split=examples.train,
+            settings=recipe.distill,
+            seed=recipe.seed,
+            keep=work.keep,
+            check=check,
+        )
+    )
+    objective.remove()
+    _save(work.scratch, student, rows, curve, description)
+    return _record(work.scratch, recipe, examples, student, teacher, rows)
+
+
+def _networks(parent: Artifact, description: Mapping[str, Any]) -> tuple[nn.Module, nn.Module]:
+    """Teacher (frozen) and student on their device; equal networks start from equal weights."""
+    teacher_description = parent.read_json("model.json")
+    teacher = models.build(teacher_description)
+    models.load_weights(teacher, parent.file("model.safetensors"))
+    student = models.build(description)
+    if description["config"] == teacher_description["config"]:
+        same = {n: t.shape for n, t in student.state_dict().items()} == {
+            n: t.shape for n, t in teacher.state_dict().items()
+        }
+        if same:
+            student.load_state_dict(teacher.state_dict())
+    teacher.to(device.name()).eval().requires_grad_(False)
+    return teacher, student.to(device.name())
+
+
+def _batches(examples: data.Data, count: int) -> list[data.Arrays]:
+    """Inputs of `count` training examples spread evenly over the split, in batches."""
+    total = len(examples.train)
+    rows = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
+    return [
+        examples.train.take(rows[start : start + runner.BATCH])[0]
+        for start in range(0, len(rows), runner.BATCH)
+    ]
+
+
+def _feed(model: nn.Module, batches: Sequence[data.Arrays], examples: data.Data) -> None:
+    for batch in batches:
+        runner.run(model, batch, examples.io)
+
+
+def _anything_planned(recipe: Recipe, rows: Sequence[LayerPlan]) -> None:
+    if not rows:
+        raise ContractError(f"recipe {recipe.name}: the student has no Linear or Conv2d layer")
+    if not any(row.int8 for row in rows):
+        raise ContractError(
+            f"recipe {recipe.name}: no layer of the student can be INT8; {rows[0].layer}: "
+            f"{rows[0].int8_reason}; widen quantization.include or choose another student"
+        )
+
+
+def _save(
+    scratch: Path,
+    student: nn.Module,
+    rows: Sequence[LayerPlan],
+    curve: Sequence[Mapping[str, float]],
+    description: Mapping[str, Any],
+) -> None:
+    """Float weights (masked), quantizers, plan and curve, under the plain network's names."""
+    quantizers = {}
+    weights = models.state(student)
+    for row in rows:
+        module = student.get_submodule(row.layer)
+        prefix = f"{row.layer}."
+        latent = quantize.latent_weight(module)
+        for name in [n for n in weights if n.startswith(f"{prefix}parametrizations.weight.")]:
+            del weights[name]
+        weights.pop(f"{prefix}input_quantizer.scale", None)
+        weights[f"{prefix}weight"] = latent.contiguous()
+        mask = quantize.mask_of(module)
+        if mask is not None:
+            quantizers[f"{prefix}mask"] = mask
+        if row.int8:
+            quantizers[f"{prefix}weight_scale"] = quantize.weight_scale(latent).flatten()
+            quantizers[f"{prefix}input_scale"] = quantize.input_scale(module)
+    save_file(weights, scratch / "model.safetensors")
+    save_file(quantizers, scratch / "quantizers.safetensors")
+    plan = [row.as_json() for row in rows]
+    (scratch / "layers.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(description, indent=1, sort_keys=True) + "\n"
+    (scratch / "model.json").write_text(text, encoding="utf-8")
+    lines = "".join(json.dumps(row) + "\n" for row in curve)
+    (scratch / "losses.jsonl").write_text(lines, encoding="utf-8")
+
+
+def _record(
+    scratch: Path,
+    recipe: Recipe,
+    examples: data.Data,
+    student: nn.Module,
+    teacher: nn.Module,
+    rows: Sequence[LayerPlan],
+) -> dict[str, Any]:
+    """Answers of both networks on the samples that travel, and the manifest's results."""
+    samples = runner.sample_arrays(examples, recipe.data.samples)
+    inputs, io = runner.inputs_of(samples), examples.io
+    ours, theirs = runner.run(student, inputs, io), runner.run(teacher, inputs, io)
+    runner.save_samples(scratch / "samples.npz", samples, teacher=theirs, student=ours)
+    (scratch / "io.json").write_text(io.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    results = {
+        "accuracy": runner.accuracy(ours, samples["labels"], io),
+        "teacher_accuracy": runner.accuracy(theirs, samples["labels"], io),
+        "samples": len(samples["labels"]),
+        "parameters": sum(row.n * row.k for row in rows),
+        "layers": len(rows),
+        "layers_int8": sum(row.int8 for row in rows),
+        "layers_sparse": sum(row.sparse for row in rows),
+        "macs_share_int8": eligible.share_of_macs(rows, "int8"),
+        "macs_share_sparse": eligible.share_of_macs(rows, "sparse"),
+    }
+    progress.say(
+        f"student: accuracy {results['accuracy']:.2%} (teacher {results['teacher_accuracy']:.2%}) on "
+        f"{results['samples']} samples; {results['layers_int8']} of {results['layers']} layers INT8, "
+        f"{results['layers_sparse']} of them 2:4"
+    )
+    return results

@@ -1,0 +1,112 @@
+"""The teacher as an artifact: adopted from a checkpoint, or fitted first when a recipe says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekd import artifact, data, kinds, models, progress
+from edgekd.artifact import Artifact, Question, Work, file_hash, source_hash, versions
+from edgekd.distill import device, loop, losses, runner
+from edgekd.errors import ConfigError
+from edgekd.recipe import Recipe
+
+TOOLS = ("torch", "transformers", "numpy", "safetensors")
+
+
+def teach(recipe: Recipe, out: Path) -> Artifact:
+    """The Teacher a recipe names.
+
+    Args:
+        recipe: Its teacher and data sections decide.
+        out: Directory of artifacts.
+
+    Raises:
+        ConfigError: No weights to be had, a checkpoint that does not fit, bad data, NaN loss.
+    """
+    return artifact.make(out, question(recipe), lambda work: _write(recipe, work))
+
+
+def question(recipe: Recipe) -> Question:
+    """What decides a Teacher: its sections, and hashes of the code, data and weights used."""
+    spec = recipe.teacher.model
+    sources = {
+        "edgekd": source_hash("edgekd.distill", "edgekd.models", "edgekd.data"),
+        **user_sources(recipe, spec),
+        **models.source_files(spec, recipe.base),
+    }
+    weights = checkpoint(recipe)
+    if weights is not None and weights.is_file():
+        sources["checkpoint"] = file_hash(weights)
+    config = {
+        "teacher": recipe.teacher.model_dump(),
+        "data": recipe.data.model_dump(),
+        "seed": recipe.seed,
+        "name": recipe.name,
+        **device.resolved(recipe),
+    }
+    return Question(kinds.TEACHER, config=config, sources=sources, tools=versions(*TOOLS))
+
+
+def user_sources(recipe: Recipe, *specs: str) -> dict[str, str]:
+    """Hashes of the Python modules a recipe names, among its data source and the given specs."""
+    found = {}
+    for spec in (recipe.data.source, *specs):
+        module = data.python_module(spec)
+        if module is not None:
+            found[module] = source_hash(module)
+    return found
+
+
+def checkpoint(recipe: Recipe) -> Path | None:
+    """Where the teacher's weights are: the recipe's checkpoint, or beside an ``hf:`` config."""
+    if recipe.teacher.checkpoint is not None:
+        return recipe.base / recipe.teacher.checkpoint
+    return models.weights_beside(recipe.teacher.model, recipe.base)
+
+
+def _write(recipe: Recipe, work: Work) -> Mapping[str, Any]:
+    examples = data.load(recipe.data.source)
+    device.prepare(recipe)
+    description = models.describe(recipe.teacher.model, recipe.base)
+    model = models.build(description).to(device.name())
+    weights = checkpoint(recipe)
+    results: dict[str, Any] = {"fitted": recipe.teacher.fit is not None}
+    if recipe.teacher.fit is not None:
+        output = examples.io.outputs[0].name
+        run = loop.Run(
+            label="fit teacher",
+            model=model,
+            loss=lambda inputs, target: {
+                "labels": losses.labels(
+                    models.forward(model, inputs, examples.io)[output], target
+                )
+            },
+            split=examples.train,
+            settings=recipe.teacher.fit,
+            seed=recipe.seed,
+            keep=work.keep,
+        )
+        curve = loop.train(run)
+        lines = "".join(json.dumps(row) + "\n" for row in curve)
+        (work.scratch / "losses.jsonl").write_text(lines, encoding="utf-8")
+    elif weights is not None:
+        models.load_weights(model, weights)
+    else:
+        raise ConfigError(
+            f"recipe {recipe.name}: the teacher {recipe.teacher.model!r} has no weights: give "
+            "teacher.checkpoint, a directory with model.safetensors, or a [teacher.fit] section"
+        )
+    samples = runner.sample_arrays(examples, recipe.data.samples)
+    outputs = runner.run(model, runner.inputs_of(samples), examples.io)
+    runner.save_samples(work.scratch / "samples.npz", samples, teacher=outputs)
+    models.save_weights(model, work.scratch / "model.safetensors")
+    (work.scratch / "model.json").write_text(json.dumps(description, indent=1, sort_keys=True))
+    (work.scratch / "io.json").write_text(examples.io.model_dump_json(indent=1))
+    results["accuracy"] = runner.accuracy(outputs, samples["labels"], examples.io)
+    results["samples"] = len(samples["labels"])
+    results["parameters"] = sum(p.numel() for p in model.parameters())
+    progress.say(f"teacher: accuracy {results['accuracy']:.2%} on {results['samples']} samples")
+    return results

@@ -1,0 +1,161 @@
+"""Which layers are planned for 2:4 and for INT8, and why the others are not: the one place.
+
+Every Linear and Conv2d is planned for both unless a rule below names it; a reader of the report sees
+the rule's sentence beside the layer. The rules are facts of the hardware and the libraries (2:4 needs
+groups of four along k; NVIDIA's sparse kernels and Model Optimizer's masks want n % 8 == 0 and
+k % 16 == 0 per group) or the field's standard practice (the output layer stays in float).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from edgekd.errors import ConfigError, ContractError, names_that_exist
+from edgekd.recipe import Quantization, Sparsity
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a rule may look at.
+
+    Attributes:
+        layer: Module name, for example ``vit.layers.0.mlp.fc1``.
+        type: ``Linear`` or ``Conv2d``.
+        n: Output features.
+        k: Length of one dot product: input features, or channels per group times kernel area.
+        k_group: Run of k that groups of four lie in: k of a Linear, channels per group of a Conv2d
+            (TensorRT's 2:4 for convolutions is along the input channels of each kernel position).
+        groups: Groups of a Conv2d, 1 for a Linear.
+        macs: Multiply-accumulates for one example, counted on a real input.
+        is_output: Whether its result is an output of the network.
+    """
+
+    layer: str
+    type: str
+    n: int
+    k: int
+    k_group: int
+    groups: int
+    macs: int
+    is_output: bool
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One row of ``layers.json``: a layer, and whether 2:4 and INT8 are planned or why not."""
+
+    layer: str
+    type: str
+    n: int
+    k: int
+    macs: int
+    int8: bool
+    int8_reason: str
+    sparse: bool
+    sparse_reason: str
+    node: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, as stored in ``layers.json``."""
+        return asdict(self)
+
+
+def plan(
+    layers: Sequence[Facts], sparsity: Sparsity | None, quantization: Quantization | None
+) -> list[LayerPlan]:
+    """Decide for every layer.
+
+    Args:
+        layers: Every Linear and Conv2d of the network, in forward order.
+        sparsity: The recipe's section, None where 2:4 is off.
+        quantization: The recipe's section, None where INT8 is off.
+
+    Raises:
+        ConfigError: A pattern matches no layer (the names that exist are printed).
+        ContractError: A layer named in full in ``sparsity.include`` cannot be 2:4.
+    """
+    names = [facts.layer for facts in layers]
+    for where, section in (("sparsity", sparsity), ("quantization", quantization)):
+        if section is not None:
+            _check_patterns(f"{where}.include", section.include, names)
+            _check_patterns(f"{where}.exclude", section.exclude, names)
+    rows = []
+    for facts in layers:
+        int8 = _int8_reason(facts, quantization)
+        sparse = _sparse_reason(facts, sparsity)
+        if sparsity is not None and facts.layer in sparsity.include and sparse:
+            raise ContractError(
+                f"sparsity.include names {facts.layer} (n={facts.n}, k={facts.k}), which cannot be "
+                f"2:4: {sparse}; remove it from sparsity.include, or change the layer's size"
+            )
+        rows.append(
+            LayerPlan(
+                layer=facts.layer,
+                type=facts.type,
+                n=facts.n,
+                k=facts.k,
+                macs=facts.macs,
+                int8=not int8,
+                int8_reason=int8,
+                sparse=not sparse,
+                sparse_reason=sparse,
+            )
+        )
+    return rows
+
+
+def share_of_macs(rows: Sequence[LayerPlan], what: str) -> float:
+    """Share of multiply-accumulates, 0 to 1, planned for ``int8`` or ``sparse``.
+
+    The denominator is every Linear and Conv2d; attention's own products are not weights.
+    """
+    total = sum(row.macs for row in rows)
+    return sum(row.macs for row in rows if getattr(row, what)) / total if total else 0.0
+
+
+def _int8_reason(facts: Facts, section: Quantization | None) -> str:
+    """Why a layer stays in float; empty when it is planned for INT8."""
+    if section is None:
+        return "INT8 is off in this arm"
+    if facts.is_output:
+        return "output layer: stays in float, its few operations decide the answer"
+    if facts.groups > 1 and facts.k_group == 1:
+        return "depthwise convolution: INT8 kernels pad each channel to four"
+    if facts.k_group < 16:
+        return f"k per group is {facts.k_group}, INT8 tensor-core kernels want at least 16"
+    return _excluded(facts.layer, section.include, section.exclude, "quantization")
+
+
+def _sparse_reason(facts: Facts, section: Sparsity | None) -> str:
+    """Why a layer stays dense; empty when it is planned for 2:4."""
+    if section is None:
+        return "2:4 is off in this arm"
+    if facts.k_group % 4:
+        return f"k per group is {facts.k_group}, not a multiple of 4: 2:4 is not defined on it"
+    if facts.k_group % 16:
+        return f"k per group is {facts.k_group}, sparse kernels want a multiple of 16"
+    if facts.n % 8:
+        return f"n is {facts.n}, sparse kernels want a multiple of 8"
+    if facts.is_output:
+        return "output layer: stays dense"
+    return _excluded(facts.layer, section.include, section.exclude, "sparsity")
+
+
+def _excluded(layer: str, include: list[str], exclude: list[str], where: str) -> str:
+    if not any(fnmatchcase(layer, pattern) for pattern in include):
+        return f"not in {where}.include"
+    if any(fnmatchcase(layer, pattern) for pattern in exclude):
+        return f"in {where}.exclude"
+    return ""
+
+
+def _check_patterns(where: str, patterns: list[str], names: list[str]) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(
+                f"{where}: {pattern!r} matches no Linear or Conv2d. "
+                f"{names_that_exist(pattern, names)}"
+            )

@@ -1,0 +1,62 @@
+"""The closed set of errors, each named for what the user does next.
+
+Every error is one sentence: where, what is wrong with the numbers (found next to expected), what to
+do. The CLI prints it and exits with 3; a traceback from edgekd therefore always means a bug.
+
+    EdgekdError
+      ConfigError        fix the recipe, target or scenario file, or the name given
+      ContractError      the model breaks a numeric contract (2:4, int8 range, Q/DQ form)
+      ArtifactError      the artifact is missing, altered or of the wrong kind
+      UnsupportedError   the target cannot run this
+      ToolchainError     a tool is absent, too old, or failed
+      MeasurementError   the measurement is not valid evidence
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EdgekdError(Exception):
+    """Root of every error a user can cause or mend; the CLI turns it into exit code 3."""
+
+
+class ConfigError(EdgekdError):
+    """Fix the recipe, target or scenario file, or the name given on the command line."""
+
+
+class ContractError(EdgekdError):
+    """The model breaks a numeric contract: 2:4, int8 range or Q/DQ form."""
+
+
+class ArtifactError(EdgekdError):
+    """The artifact is missing, altered, half-written by someone else, or of the wrong kind."""
+
+
+class UnsupportedError(EdgekdError):
+    """The target cannot run this."""
+
+
+class ToolchainError(EdgekdError):
+    """A tool is absent, too old, or failed."""
+
+
+class MeasurementError(EdgekdError):
+    """The measurement is not valid evidence."""
+
+
+def names_that_exist(wrong: str, names: Iterable[str]) -> str:
+    """End of a sentence about a name that was not found: the nearest one, then all that exist.
+
+    Args:
+        wrong: The name as the user gave it.
+        names: Every name that would have been accepted.
+
+    Returns:
+        For example ``did you mean "steps"? There are: batch_size, steps``.
+    """
+    known = sorted(names)
+    near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
+    hint = f'did you mean "{near[0]}"? ' if near else ""
+    return f"{hint}There are: {', '.join(known) if known else 'none'}"

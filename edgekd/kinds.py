@@ -1,0 +1,43 @@
+"""The nine kinds of artifact: which files each holds, by name.
+
+| Kind | Made by | Holds |
+|---|---|---|
+| Teacher | distill | how to build the network, its weights, its outputs on the samples |
+| Student | distill | the same, with masks and scales, the layer plan and the loss curve |
+| Samples | export | preprocessed inputs, labels, recorded outputs, ids |
+| OnnxModel | export | the graph for TensorRT, the graph for ONNX Runtime, io, layers |
+| Engine | build | what a runtime executes, and its layer table |
+| Bundle | build | everything a device needs to build, measure and judge by itself |
+| LatencyReport, AccuracyReport, Verdict | bench, evaluate, gate | what was measured |
+"""
+
+from __future__ import annotations
+
+from edgekd.artifact import Kind
+
+TEACHER = Kind(
+    "Teacher", "teacher", 1, ("model.json", "model.safetensors", "samples.npz", "io.json")
+)
+STUDENT = Kind(
+    "Student",
+    "student",
+    1,
+    (
+        "model.json",
+        "model.safetensors",
+        "quantizers.safetensors",
+        "layers.json",
+        "losses.jsonl",
+        "samples.npz",
+        "io.json",
+    ),
+)
+SAMPLES = Kind("Samples", "samples", 1, ("samples.npz", "io.json"))
+ONNX_MODEL = Kind(
+    "OnnxModel", "onnx-model", 1, ("trt.onnx", "ort.onnx", "io.json", "layers.json", "outputs.npz")
+)
+ENGINE = Kind("Engine", "engine", 1, ("io.json", "layers.json"))
+BUNDLE = Kind("Bundle", "bundle", 1, ("bundle.json", "target.json", "COMMANDS.md"))
+ACCURACY_REPORT = Kind("AccuracyReport", "accuracy", 1, ("accuracy.json",))
+LATENCY_REPORT = Kind("LatencyReport", "latency", 1, ("latency.json",))
+VERDICT = Kind("Verdict", "verdict", 1, ("verdict.json",))

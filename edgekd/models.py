@@ -1,0 +1,309 @@
+"""Networks: how one is built, what it returns, which layers and blocks it has.
+
+A network comes from ``hf:<directory or config.json>`` (transformers, never with remote code) or from
+``python:<module>:<callable>``. Weights are safetensors; a ``.pt`` is read with ``weights_only=True``,
+so no pickle of anybody's runs. Everything else here looks at structure, not at class names: layers are
+the Linear and Conv2d modules a real input passes through, the output layer is the one whose result the
+network returns, blocks are the repeated children of a container.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from edgekd.artifact import file_hash
+from edgekd.data import IO, python_object
+from edgekd.eligible import Facts
+from edgekd.errors import ConfigError, ContractError, UnsupportedError
+
+Tensors = dict[str, Tensor]
+LAYERS = (nn.Linear, nn.Conv2d)
+
+
+def describe(spec: str, base: Path) -> dict[str, Any]:
+    """What is needed to build a network again, as plain values (``model.json``).
+
+    Args:
+        spec: ``hf:<directory or config.json>`` or ``python:<module>:<callable>``.
+        base: Directory that a relative path starts from.
+
+    Raises:
+        ConfigError: Unknown form, or the file is missing or not a transformers configuration.
+    """
+    scheme, _, rest = spec.partition(":")
+    if scheme == "python":
+        python_object(spec, "model")
+        return {"spec": spec, "config": None}
+    if scheme != "hf":
+        raise ConfigError(
+            f"model: found {spec!r}, expected hf:<directory or config.json> or "
+            "python:<module>:<callable>"
+        )
+    path = base / rest
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(f"model {spec!r}: no such file: {file}")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"model {spec!r}: {file} is not JSON: {error}") from error
+    for key in ("model_type", "architectures"):
+        if not config.get(key):
+            raise ConfigError(f"model {spec!r}: {file} has no {key!r}; name the class that it is")
+    return {"spec": spec, "config": config}
+
+
+def weights_beside(spec: str, base: Path) -> Path | None:
+    """``model.safetensors`` in the directory an ``hf:`` spec names, if it is there."""
+    scheme, _, rest = spec.partition(":")
+    file = base / rest / "model.safetensors"
+    return file if scheme == "hf" and file.is_file() else None
+
+
+def source_files(spec: str, base: Path) -> dict[str, str]:
+    """Content hashes of the files a spec names, for an artifact's question."""
+    scheme, _, rest = spec.partition(":")
+    path = base / rest
+    if scheme != "hf":
+        return {}
+    file = path / "config.json" if path.is_dir() else path
+    return {"model config": file_hash(file)} if file.is_file() else {}
+
+
+def build(description: Mapping[str, Any]) -> nn.Module:
+    """Build the network with fresh random weights (torch's global generator), in float32.
+
+    Raises:
+        ConfigError: transformers has no such architecture, or the callable returned no module.
+    """
+    if description["config"] is None:
+        model = python_object(description["spec"], "model")()
+        if not isinstance(model, nn.Module):
+            raise ConfigError(
+                f"model {description['spec']!r} returned {type(model).__name__}, expected a "
+                "torch.nn.Module"
+            )
+        return model.float()
+    import transformers
+
+    config = dict(description["config"])
+    name = config["architectures"][0]
+    architecture = getattr(transformers, name, None)
+    if architecture is None or not hasattr(architecture, "_from_config"):
+        raise ConfigError(
+            f"model {description['spec']!r}: transformers {transformers.__version__} has no "
+            f"architecture {name!r}; correct 'architectures' in its config.json"
+        )
+    try:
+        parsed = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+    except ValueError as error:
+        raise ConfigError(f"model {description['spec']!r}: {error}") from error
+    # Eager attention: on a CPU it trains faster than the fused kernel, and the graph keeps the plain
+    # MatMul-Softmax-MatMul that TensorRT fuses itself.
+    model = architecture._from_config(parsed, attn_implementation="eager")
+    return model.float()  # type: ignore[no-any-return]
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a checkpoint into a network; every parameter must be there and fit.
+
+    Args:
+        model: Changed in place.
+        path: ``.safetensors``, or ``.pt`` / ``.bin`` / ``.pth`` holding a mapping of tensors.
+
+    Raises:
+        ConfigError: Missing file, unknown format, names or shapes that do not fit, NaN weights.
+    """
+    if not path.is_file():
+        raise ConfigError(f"checkpoint {path}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            state = load_file(path)
+        except SafetensorError as error:
+            raise ConfigError(f"checkpoint {path}: is not a safetensors file: {error}") from error
+    elif path.suffix in {".pt", ".pth", ".bin"}:
+        state = _load_pt(path)
+    else:
+        raise ConfigError(
+            f"checkpoint {path}: unknown format {path.suffix!r}, expected .safetensors, or .pt, "
+            ".pth or .bin with tensors only"
+        )
+    own = model.state_dict()
+    missing = sorted(set(own) - set(state))
+    unknown = sorted(set(state) - set(own))
+    if missing or unknown:
+        raise ConfigError(
+            f"checkpoint {path}: {len(missing)} weights of the network are missing"
+            f"{_first(missing)} and {len(unknown)} are unknown to it{_first(unknown)}"
+        )
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise ConfigError(
+                f"checkpoint {path}: {name} is {list(tensor.shape)}, expected "
+                f"{list(own[name].shape)}"
+            )
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ConfigError(f"checkpoint {path}: {name} holds NaN or infinity")
+    model.load_state_dict(state)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a network's parameters and buffers as safetensors, shared ones once per name."""
+    save_file(state(model), path)
+
+
+def state(model: nn.Module) -> Tensors:
+    """The state dict in the form safetensors takes: contiguous, no two names sharing memory."""
+    seen: set[int] = set()
+    tensors: Tensors = {}
+    for name, tensor in model.state_dict().items():
+        shared = tensor.untyped_storage().data_ptr() in seen
+        seen.add(tensor.untyped_storage().data_ptr())
+        tensors[name] = tensor.clone().contiguous() if shared else tensor.contiguous()
+    return tensors
+
+
+def forward(model: nn.Module, inputs: Tensors, io: IO) -> Tensors:
+    """Run a network and name its outputs as io does.
+
+    Args:
+        model: Any module taking the inputs by name; returns a tensor, a sequence or a mapping.
+        inputs: {name: tensor[batch, ...]}.
+        io: Names of the outputs.
+
+    Raises:
+        ContractError: The network does not return what io names.
+    """
+    result = model(**inputs)
+    names = [tensor.name for tensor in io.outputs]
+    if isinstance(result, Tensor):
+        found: dict[str, Any] = {names[0]: result}
+    elif isinstance(result, Mapping):
+        found = dict(result)
+    else:
+        found = dict(zip(names, result, strict=False))
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ContractError(
+            f"the network returned {', '.join(found)}, expected {', '.join(names)} as named in io"
+        )
+    return {name: found[name] for name in names}
+
+
+def layers(model: nn.Module, inputs: Tensors, io: IO) -> list[Facts]:
+    """Every Linear and Conv2d that a real input passes through, in forward order.
+
+    Args:
+        model: The network; left as it was.
+        inputs: One example or more.
+        io: Names of the outputs, to know the output layer.
+
+    Raises:
+        UnsupportedError: A layer runs more than once in a pass (shared weights).
+    """
+    runs: dict[str, tuple[nn.Module, Tensor]] = {}
+
+    def note(name: str, module: nn.Module, output: Tensor) -> None:
+        if name in runs:
+            raise UnsupportedError(
+                f"layer {name} runs more than once in a forward pass: shared layers cannot be "
+                "given one activation scale; build the network with separate layers"
+            )
+        runs[name] = (module, output)
+
+    handles = [
+        module.register_forward_hook(
+            lambda module, _, output, name=name: note(name, module, output)  # type: ignore[misc]
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, LAYERS)
+    ]
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            outputs = forward(model, inputs, io)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    storages = {tensor.untyped_storage().data_ptr() for tensor in outputs.values()}
+    examples = len(next(iter(inputs.values())))
+    return [
+        _facts(name, module, output, examples, output.untyped_storage().data_ptr() in storages)
+        for name, (module, output) in runs.items()
+    ]
+
+
+def blocks(model: nn.Module) -> list[str]:
+    """Names of the repeated blocks, in order: where block features are compared.
+
+    They are the children of the containers (ModuleList or Sequential) with at least two children of
+    one class that hold weights; where such containers nest, the outermost counts.
+    """
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)):
+            continue
+        if any(name.startswith(block + ".") for block in found):
+            continue
+        children = list(module.named_children())
+        classes = {type(child) for _, child in children}
+        weighty = all(any(True for _ in child.parameters()) for _, child in children)
+        if len(children) >= 2 and len(classes) == 1 and weighty:
+            found += [f"{name}.{child}" for child, _ in children]
+    return found
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """The tensor in what a block returned: itself, or the first of a sequence or mapping."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    return next(_tensors(value), None) if isinstance(value, (tuple, list)) else None
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    return (value for value in values if isinstance(value, Tensor))
+
+
+def _facts(name: str, module: nn.Module, output: Tensor, examples: int, is_output: bool) -> Facts:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    n, k = weight.shape[0], weight[0].numel()
+    return Facts(
+        layer=name,
+        type="Linear" if isinstance(module, nn.Linear) else "Conv2d",
+        n=n,
+        k=k,
+        k_group=weight.shape[1],
+        groups=getattr(module, "groups", 1),
+        macs=output.numel() // examples * k,
+        is_output=is_output,
+    )
+
+
+def _load_pt(path: Path) -> Tensors:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types on a file that is not tensors only
+        raise ConfigError(
+            f"checkpoint {path}: cannot be read as tensors only ({type(error).__name__}); convert it "
+            "to safetensors where you trust it"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ConfigError(f"checkpoint {path}: holds {type(state).__name__}, expected tensors by name")
+    return state
+
+
+def _first(names: list[str]) -> str:
+    return f" (first: {names[0]})" if names else ""

@@ -1,0 +1,247 @@
+"""The recipe: one TOML file that says what to compress and how.
+
+A recipe is frozen once read. Every key is checked where it enters, all problems are reported together,
+and an unknown key names its nearest neighbour: a misspelt key that is silently ignored is a training
+run wasted. Paths in a recipe are relative to the recipe. The resolved recipe travels in the manifest
+of whatever was made from it; files enter a question by their content, never by their path.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+
+from edgekd.errors import ConfigError, names_that_exist
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Arm = Literal["fp16", "dense", "sparse"]
+
+
+class Section(BaseModel):
+    """A part of a recipe, target or scenario: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Training(Section):
+    """How a network is trained: AdamW, linear warm-up, cosine decay to zero."""
+
+    steps: int = Field(ge=0, description="optimizer steps")
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class Teacher(Section):
+    """The network whose knowledge is kept.
+
+    `model` is ``hf:<directory or config.json>`` or ``python:<module>:<callable>``; `checkpoint` a
+    safetensors file, or a ``.pt`` of tensors. Without one, `fit` trains the teacher first.
+    """
+
+    model: str
+    checkpoint: str | None = None
+    fit: Training | None = None
+
+
+class Student(Section):
+    """The network that ships; by default the teacher's own, weights included."""
+
+    model: str | None = None
+
+
+class Data(Section):
+    """Where examples come from: ``python:<module>:<callable>`` returning `edgekd.data.Data`."""
+
+    source: str
+    samples: int = Field(512, ge=1, description="evaluation examples that travel to the device")
+
+
+class Sparsity(Section):
+    """Which layers get a 2:4 pattern. Patterns are shell-style, matched on module names."""
+
+    method: Literal["magnitude"] = "magnitude"
+    include: list[str] = ["*"]
+    exclude: list[str] = []
+
+
+class Quantization(Section):
+    """Which layers get static symmetric INT8: per-channel weights, per-tensor activations."""
+
+    calibration_samples: int = Field(128, ge=1)
+    include: list[str] = ["*"]
+    exclude: list[str] = []
+
+
+class Losses(Section):
+    """Weights of the distillation loss terms; 0 turns a term off.
+
+    logits: KL(teacher || student) at `temperature`, times temperature squared (arXiv 1503.02531,
+    section 2). blocks: mean squared error of each block's output over the teacher's variance.
+    labels: cross-entropy with the ground truth.
+    """
+
+    logits: float = Field(1.0, ge=0)
+    temperature: float = Field(2.0, gt=0)
+    blocks: float = Field(1.0, ge=0)
+    labels: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Losses:
+        if self.logits == self.blocks == self.labels == 0:
+            raise ValueError("all loss weights are 0: give at least one of logits, blocks, labels")
+        return self
+
+
+class Distill(Training):
+    """Quantization-aware distillation: training settings and losses."""
+
+    losses: Losses = Losses()  # type: ignore[call-arg]  # mypy cannot see Field defaults
+
+
+class Export(Section):
+    """The ONNX graphs: opset and the batch sizes an engine must take."""
+
+    opset: int = Field(17, ge=17, le=20)
+    batch_min: int = Field(1, ge=1)
+    batch_opt: int = Field(8, ge=1)
+    batch_max: int = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Export:
+        if not self.batch_min <= self.batch_opt <= self.batch_max:
+            raise ValueError(
+                f"batch sizes are min {self.batch_min}, opt {self.batch_opt}, max {self.batch_max}: "
+                "they must not decrease"
+            )
+        return self
+
+
+class Recipe(Section):
+    """Everything `edgekd run` needs to know; see the shipped recipes for commented examples."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    seed: int = Field(0, ge=0)
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
+    arms: list[Arm] = Field(["fp16", "dense", "sparse"], min_length=1)
+    teacher: Teacher
+    student: Student = Student()
+    data: Data
+    sparsity: Sparsity = Sparsity()
+    quantization: Quantization = Quantization()  # type: ignore[call-arg]
+    distill: Distill
+    export: Export = Export()  # type: ignore[call-arg]
+
+    _base: Path = PrivateAttr(default_factory=Path)
+
+    @property
+    def base(self) -> Path:
+        """Directory that relative paths in the recipe start from."""
+        return self._base
+
+    @model_validator(mode="after")
+    def _teacher_has_weights(self) -> Recipe:
+        if self.teacher.checkpoint is not None and self.teacher.fit is not None:
+            raise ValueError("teacher.checkpoint and teacher.fit are both given: keep one")
+        return self
+
+
+def load(name: str | Path) -> Recipe:
+    """Read a recipe from a file, or a shipped one by name.
+
+    Args:
+        name: Path of a ``.toml`` file, or a name such as ``digits-vit``.
+
+    Raises:
+        ConfigError: No such recipe, not TOML, or keys that are wrong; all of them in one message.
+    """
+    path = Path(name)
+    if not path.is_file():
+        shipped = {Path(p.name).stem: p for p in _shipped().iterdir() if p.name.endswith(".toml")}
+        if str(name) not in shipped:
+            raise ConfigError(
+                f"recipe {str(name)!r}: no such file, and no shipped recipe has that name. "
+                f"{names_that_exist(str(name), shipped)}"
+            )
+        path = Path(str(shipped[str(name)]))
+    recipe = parse(read_toml(path), str(path))
+    recipe._base = path.parent
+    return recipe
+
+
+def parse(document: dict[str, Any], where: str) -> Recipe:
+    """Check a recipe given as plain values.
+
+    Raises:
+        ConfigError: Every problem found, one line each.
+    """
+    return check(Recipe, document, where)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file.
+
+    Raises:
+        ConfigError: It is missing, cannot be read, or is not TOML (with line and column).
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def check(model: type[Any], document: dict[str, Any], where: str) -> Any:
+    """Validate plain values against a `Section`, collecting every problem.
+
+    Raises:
+        ConfigError: One sentence a problem: where, what was found, what would be right.
+    """
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        problems = [_sentence(model, problem) for problem in error.errors()]
+        count = f"{len(problems)} problems: " if len(problems) > 1 else ""
+        raise ConfigError(f"{where}: {count}" + "; ".join(problems)) from error
+
+
+def _sentence(model: type[BaseModel], problem: Any) -> str:
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join(path) or "the recipe"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {key}: {names_that_exist(path[-1], _keys_at(model, path[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+    return f"{key}: {message[0].lower()}{message[1:]}{found}"
+
+
+def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
+    """Names of the keys a section accepts, following `path` from the top."""
+    for part in path:
+        if part not in model.model_fields:  # an index into the list just followed
+            continue
+        annotation = model.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not sections:
+            return []
+        model = sections[0]
+    return list(model.model_fields)
+
+
+def _shipped() -> Any:
+    return importlib.resources.files("edgekd") / "recipes"
