@@ -111,6 +111,17 @@ def load(source: str) -> Data:
     return data
 
 
+def inputs_of(samples: Mapping[str, NDArray[Any]]) -> Arrays:
+    """The network's inputs among the arrays of a ``samples.npz``."""
+    return recorded(samples, "input")
+
+
+def recorded(samples: Mapping[str, NDArray[Any]], who: str) -> Arrays:
+    """What ``samples.npz`` holds as ``<who>.<name>``: inputs, or outputs of teacher or student."""
+    prefix = f"{who}."
+    return {n.removeprefix(prefix): samples[n] for n in samples if n.startswith(prefix)}
+
+
 def python_object(spec: str, where: str) -> Any:
     """Import ``python:<module>:<name>``; the only code a recipe can name.
 

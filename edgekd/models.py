@@ -2,30 +2,28 @@
 
 A network comes from ``hf:<directory or config.json>`` (transformers, never with remote code) or from
 ``python:<module>:<callable>``. Weights are safetensors; a ``.pt`` is read with ``weights_only=True``,
-so no pickle of anybody's runs. Everything else here looks at structure, not at class names: layers are
-the Linear and Conv2d modules a real input passes through, the output layer is the one whose result the
-network returns, blocks are the repeated children of a container.
+so no pickle of anybody's runs. Distillation and export both start here and share nothing else.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from edgekd.artifact import file_hash
-from edgekd.data import IO, python_object
-from edgekd.eligible import Facts
-from edgekd.errors import ConfigError, ContractError, UnsupportedError
+from edgekd.data import IO, Arrays, python_object
+from edgekd.errors import ConfigError, ContractError
 
 Tensors = dict[str, Tensor]
-LAYERS = (nn.Linear, nn.Conv2d)
+BATCH = 64
 
 
 def describe(spec: str, base: Path) -> dict[str, Any]:
@@ -198,98 +196,25 @@ def forward(model: nn.Module, inputs: Tensors, io: IO) -> Tensors:
     return {name: found[name] for name in names}
 
 
-def layers(model: nn.Module, inputs: Tensors, io: IO) -> list[Facts]:
-    """Every Linear and Conv2d that a real input passes through, in forward order.
-
-    Args:
-        model: The network; left as it was.
-        inputs: One example or more.
-        io: Names of the outputs, to know the output layer.
-
-    Raises:
-        UnsupportedError: A layer runs more than once in a pass (shared weights).
-    """
-    runs: dict[str, tuple[nn.Module, Tensor]] = {}
-
-    def note(name: str, module: nn.Module, output: Tensor) -> None:
-        if name in runs:
-            raise UnsupportedError(
-                f"layer {name} runs more than once in a forward pass: shared layers cannot be "
-                "given one activation scale; build the network with separate layers"
-            )
-        runs[name] = (module, output)
-
-    handles = [
-        module.register_forward_hook(
-            lambda module, _, output, name=name: note(name, module, output)  # type: ignore[misc]
-        )
-        for name, module in model.named_modules()
-        if isinstance(module, LAYERS)
-    ]
+def run(model: nn.Module, inputs: Arrays, io: IO, batch: int = BATCH) -> Arrays:
+    """Outputs float32[n, ...] by name for inputs [n, ...] by name, in eval mode without gradients."""
+    count = len(next(iter(inputs.values())))
     training = model.training
     model.eval()
-    try:
-        with torch.no_grad():
-            outputs = forward(model, inputs, io)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    storages = {tensor.untyped_storage().data_ptr() for tensor in outputs.values()}
-    examples = len(next(iter(inputs.values())))
-    return [
-        _facts(name, module, output, examples, output.untyped_storage().data_ptr() in storages)
-        for name, (module, output) in runs.items()
-    ]
+    parts: list[Arrays] = []
+    with torch.no_grad():
+        for start in range(0, count, batch):
+            rows = {name: array[start : start + batch] for name, array in inputs.items()}
+            outputs = forward(model, tensors(rows, model), io)
+            parts.append({name: t.float().cpu().numpy() for name, t in outputs.items()})
+    model.train(training)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def blocks(model: nn.Module) -> list[str]:
-    """Names of the repeated blocks, in order: where block features are compared.
-
-    They are the children of the containers (ModuleList or Sequential) with at least two children of
-    one class that hold weights; where such containers nest, the outermost counts.
-    """
-    found: list[str] = []
-    for name, module in model.named_modules():
-        if not isinstance(module, (nn.ModuleList, nn.Sequential)):
-            continue
-        if any(name.startswith(block + ".") for block in found):
-            continue
-        children = list(module.named_children())
-        classes = {type(child) for _, child in children}
-        weighty = all(any(True for _ in child.parameters()) for _, child in children)
-        if len(children) >= 2 and len(classes) == 1 and weighty:
-            found += [f"{name}.{child}" for child, _ in children]
-    return found
-
-
-def first_tensor(value: Any) -> Tensor | None:
-    """The tensor in what a block returned: itself, or the first of a sequence or mapping."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    return next(_tensors(value), None) if isinstance(value, (tuple, list)) else None
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    return (value for value in values if isinstance(value, Tensor))
-
-
-def _facts(name: str, module: nn.Module, output: Tensor, examples: int, is_output: bool) -> Facts:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    n, k = weight.shape[0], weight[0].numel()
-    return Facts(
-        layer=name,
-        type="Linear" if isinstance(module, nn.Linear) else "Conv2d",
-        n=n,
-        k=k,
-        k_group=weight.shape[1],
-        groups=getattr(module, "groups", 1),
-        macs=output.numel() // examples * k,
-        is_output=is_output,
-    )
+def tensors(inputs: Arrays, model: nn.Module) -> Tensors:
+    """Arrays as tensors on the network's device."""
+    device = next(model.parameters()).device
+    return {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
 
 
 def _load_pt(path: Path) -> Tensors:

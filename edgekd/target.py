@@ -1,12 +1,13 @@
 """Targets: facts about one device and its software, each with its source, and no policy.
 
-A target is a TOML file in ``targets/``. It says what the device is, which runtime it has and what that
-runtime accepts; every stage that needs such a fact reads it here. What nobody could source is left
-out and reads None: a guessed fact would become a wrong refusal or a wrong prediction. For that reason
-`sources` must name where every fact comes from, and the file is refused where one has none.
+A target is a TOML file in ``targets/``. It says what the device is, which runtime it has and what
+that runtime accepts; every stage that needs such a fact reads it here. What nobody could source is
+left out and reads None: a guessed fact would become a wrong refusal or a wrong prediction. For
+that reason `sources` must name where every fact comes from, and the file is refused where one has
+none.
 
-TensorRT's version is a part of the target's name: an engine, the operators its parser takes and the
-precision it picks all change with it, so "Jetson AGX Orin" alone is three targets.
+TensorRT's version is a part of the target's name: an engine, the operators its parser takes and
+the precision it picks all change with it, so "Jetson AGX Orin" alone is three targets.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Parser(Section):
     """
 
     opset_max: int | None = None
-    unsupported: list[str] = []
+    unsupported: list[str] = Field([])
 
 
 class Dla(Section):
@@ -58,11 +59,11 @@ class Target(Section):
         cuda: CUDA version of the software.
         python: Version of the device's Python, for which a Bundle carries wheels.
         platforms: Wheel platform tags the device accepts, preferred first.
-        system_packages: Python packages the device's system brings; a Bundle carries no wheel of them.
+        system_packages: Python packages the device's system brings; a Bundle carries none of them.
         parser: Limits of the ONNX parser.
         memory_bytes: Device memory.
         bandwidth_bytes_per_s: Peak DRAM bandwidth.
-        int8_dense_tops: Peak 10^12 INT8 operations per second of the GPU (a multiply-accumulate is 2).
+        int8_dense_tops: Peak 10^12 INT8 operations per second of the GPU, two a multiply-add.
         int8_sparse_tops: The same with 2:4 weights, counting the zeros.
         required_state: Fields of the machine's state without which a latency is no evidence.
         dla: The DLA, where the device has one.
@@ -79,7 +80,7 @@ class Target(Section):
     cuda: str | None = None
     python: str = Field(pattern=r"^3\.\d+$")
     platforms: list[str] = Field(min_length=1)
-    system_packages: list[str] = []
+    system_packages: list[str] = Field([])
     parser: Parser = Parser()
     memory_bytes: int | None = Field(None, ge=1)
     bandwidth_bytes_per_s: float | None = Field(None, gt=0)
@@ -145,7 +146,7 @@ def load(name: str | Path) -> Target:
 
 
 def shipped(name: str) -> Path:
-    """Path of a file or folder that lies beside the package in a checkout and inside it in a wheel."""
+    """Path of what lies beside the package in a checkout and inside the package in a wheel."""
     packaged = Path(str(importlib.resources.files("edgekd"))) / name
     return packaged if packaged.exists() else packaged.parents[1] / name
 

@@ -96,19 +96,17 @@ class TestCheck:
 
 class TestCompress:
     def test_golden_row(self) -> None:
-        q = np.array(
-            [
-                [1, 2, 0, 0]  # group 0 keeps (0, 1)
-                + [3, 0, 4, 0]  # (0, 2)
-                + [-5, 0, 0, 6]  # (0, 3)
-                + [0, 7, 8, 0]  # (1, 2)
-                + [0, 9, 0, -10]  # (1, 3)
-                + [0, 0, 11, -128]  # (2, 3)
-                + [0, 0, 12, 0]  # one nonzero: the lowest zero joins it, (0, 2)
-                + [0, 0, 0, 0]  # none: (0, 1)
-            ],
-            np.int8,
-        )
+        groups = [
+            [1, 2, 0, 0],  # keeps (0, 1)
+            [3, 0, 4, 0],  # (0, 2)
+            [-5, 0, 0, 6],  # (0, 3)
+            [0, 7, 8, 0],  # (1, 2)
+            [0, 9, 0, -10],  # (1, 3)
+            [0, 0, 11, -128],  # (2, 3)
+            [0, 0, 12, 0],  # one nonzero: the lowest zero joins it, (0, 2)
+            [0, 0, 0, 0],  # none: (0, 1)
+        ]
+        q = np.array(groups, np.int8).reshape(1, 32)
         values, metadata = sparse24.compress(q)
         kept = [1, 2, 3, 4, -5, 6, 7, 8, 9, -10, 11, -128, 0, 12, 0, 0]
         assert values.tolist() == [kept]
@@ -160,7 +158,7 @@ class TestCompress:
 
     def test_refusals(self) -> None:
         with pytest.raises(ContractError, match="weights are float32, expected int8"):
-            sparse24.compress(np.zeros((2, 32), np.float32))  # type: ignore[arg-type]
+            sparse24.compress(np.zeros((2, 32), np.float32))
         with pytest.raises(ContractError, match="k is 48, expected a multiple of 32, the columns"):
             sparse24.compress(np.zeros((2, 48), np.int8))
         with pytest.raises(ContractError, match=r"compress: row 0, columns 0\.\.3 hold 4 nonzeros"):
@@ -169,11 +167,14 @@ class TestCompress:
     def test_decompress_refusals(self) -> None:
         values, metadata = sparse24.compress(np.zeros((2, 64), np.int8))
         with pytest.raises(ContractError, match="values are int8 and metadata int64, expected"):
-            sparse24.decompress(values, metadata.astype(np.int64))  # type: ignore[arg-type]
+            sparse24.decompress(values, metadata.astype(np.int64))
         with pytest.raises(ContractError, match=r"shape \[2, 16\] and metadata \[2, 2\], expected"):
             sparse24.decompress(values[:, :16], metadata)
+        metadata[1, 1] &= ~0xF  # group 8: indices 0, 0
+        with pytest.raises(ContractError, match=r"row 1, group 8 has indices 0 and 0, .*\(1 of 32"):
+            sparse24.decompress(values, metadata)
         metadata[1, 0] ^= 0x40 ^ 0x10  # group 1: indices 0, 1 become 1, 0
-        with pytest.raises(ContractError, match=r"row 1, group 1 has indices 1 and 0, .*\(1 of 32"):
+        with pytest.raises(ContractError, match=r"row 1, group 1 has indices 1 and 0, .*\(2 of 32"):
             sparse24.decompress(values, metadata)
 
 

@@ -88,14 +88,14 @@ def train(run: Run) -> list[dict[str, float]]:
             tensors = {name: torch.from_numpy(a).to(device) for name, a in inputs.items()}
             terms = run.loss(tensors, torch.from_numpy(target).to(device))
             total = torch.stack(list(terms.values())).sum()
-            row = {name: float(term) for name, term in terms.items()}
+            row = {name: float(term.detach()) for name, term in terms.items()}
             _check_finite(run, step, row)
             optimizer.zero_grad(set_to_none=True)
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             curve.append({"step": step, "lr": learning_rate(settings, step), **row})
             step += 1
-            show(step, f"loss {float(total):.4f}")
+            show(step, f"loss {sum(row.values()):.4f}")
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                 run.check()
                 _save(run, optimizer, step, curve)

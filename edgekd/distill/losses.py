@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgekd.errors import ConfigError
-from edgekd.models import first_tensor
+from edgekd.structure import first_tensor
 
 
 def logits(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

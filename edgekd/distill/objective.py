@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from edgekd.data import IO
 from edgekd.distill import losses
 from edgekd.errors import ConfigError
-from edgekd.models import Tensors, blocks, forward
+from edgekd.models import Tensors, forward
 from edgekd.recipe import Losses
+from edgekd.structure import blocks
 
 
 class Objective:

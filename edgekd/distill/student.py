@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from safetensors.torch import save_file
 from torch import nn
 
-from edgekd import artifact, data, eligible, kinds, models, progress
+from edgekd import artifact, data, eligible, kinds, models, progress, structure
 from edgekd.artifact import Artifact, Question, Work, source_hash, versions
-from edgekd.distill import device, loop, quantize, runner, sparsify
+from edgekd.distill import device, loop, quantize, samples, sparsify
 from edgekd.distill.objective import Objective
 from edgekd.distill.teacher import TOOLS, teach, user_sources
 from edgekd.eligible import LayerPlan
@@ -88,7 +87,7 @@ def _write(recipe: Recipe, parent: Artifact, arm: StudentArm, work: Work) -> Map
     calibration = _batches(examples, recipe.quantization.calibration_samples)
 
     rows = eligible.plan(
-        models.layers(student, runner.tensors(_batches(examples, 1)[0], student), examples.io),
+        structure.layers(student, models.tensors(_batches(examples, 1)[0], student), examples.io),
         recipe.sparsity if arm == "sparse" else None,
         recipe.quantization,
     )
@@ -139,17 +138,16 @@ def _networks(parent: Artifact, description: Mapping[str, Any]) -> tuple[nn.Modu
 
 def _batches(examples: data.Data, count: int) -> list[data.Arrays]:
     """Inputs of `count` training examples spread evenly over the split, in batches."""
-    total = len(examples.train)
-    rows = np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
+    rows = samples.spread(len(examples.train), count)
     return [
-        examples.train.take(rows[start : start + runner.BATCH])[0]
-        for start in range(0, len(rows), runner.BATCH)
+        examples.train.take(rows[start : start + models.BATCH])[0]
+        for start in range(0, len(rows), models.BATCH)
     ]
 
 
 def _feed(model: nn.Module, batches: Sequence[data.Arrays], examples: data.Data) -> None:
     for batch in batches:
-        runner.run(model, batch, examples.io)
+        models.run(model, batch, examples.io)
 
 
 def _anything_planned(recipe: Recipe, rows: Sequence[LayerPlan]) -> None:
@@ -205,15 +203,15 @@ def _record(
     rows: Sequence[LayerPlan],
 ) -> dict[str, Any]:
     """Answers of both networks on the samples that travel, and the manifest's results."""
-    samples = runner.sample_arrays(examples, recipe.data.samples)
-    inputs, io = runner.inputs_of(samples), examples.io
-    ours, theirs = runner.run(student, inputs, io), runner.run(teacher, inputs, io)
-    runner.save_samples(scratch / "samples.npz", samples, teacher=theirs, student=ours)
+    chosen = samples.choose(examples, recipe.data.samples)
+    inputs, io = data.inputs_of(chosen), examples.io
+    ours, theirs = models.run(student, inputs, io), models.run(teacher, inputs, io)
+    samples.save(scratch / "samples.npz", chosen, teacher=theirs, student=ours)
     (scratch / "io.json").write_text(io.model_dump_json(indent=1) + "\n", encoding="utf-8")
     results = {
-        "accuracy": runner.accuracy(ours, samples["labels"], io),
-        "teacher_accuracy": runner.accuracy(theirs, samples["labels"], io),
-        "samples": len(samples["labels"]),
+        "accuracy": samples.accuracy(ours, chosen["labels"], io),
+        "teacher_accuracy": samples.accuracy(theirs, chosen["labels"], io),
+        "samples": len(chosen["labels"]),
         "parameters": sum(row.n * row.k for row in rows),
         "layers": len(rows),
         "layers_int8": sum(row.int8 for row in rows),

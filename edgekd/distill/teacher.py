@@ -9,7 +9,7 @@ from typing import Any
 
 from edgekd import artifact, data, kinds, models, progress
 from edgekd.artifact import Artifact, Question, Work, file_hash, source_hash, versions
-from edgekd.distill import device, loop, losses, runner
+from edgekd.distill import device, loop, losses, samples
 from edgekd.errors import ConfigError
 from edgekd.recipe import Recipe
 
@@ -99,14 +99,14 @@ def _write(recipe: Recipe, work: Work) -> Mapping[str, Any]:
             f"recipe {recipe.name}: the teacher {recipe.teacher.model!r} has no weights: give "
             "teacher.checkpoint, a directory with model.safetensors, or a [teacher.fit] section"
         )
-    samples = runner.sample_arrays(examples, recipe.data.samples)
-    outputs = runner.run(model, runner.inputs_of(samples), examples.io)
-    runner.save_samples(work.scratch / "samples.npz", samples, teacher=outputs)
+    chosen = samples.choose(examples, recipe.data.samples)
+    outputs = models.run(model, data.inputs_of(chosen), examples.io)
+    samples.save(work.scratch / "samples.npz", chosen, teacher=outputs)
     models.save_weights(model, work.scratch / "model.safetensors")
     (work.scratch / "model.json").write_text(json.dumps(description, indent=1, sort_keys=True))
     (work.scratch / "io.json").write_text(examples.io.model_dump_json(indent=1))
-    results["accuracy"] = runner.accuracy(outputs, samples["labels"], examples.io)
-    results["samples"] = len(samples["labels"])
+    results["accuracy"] = samples.accuracy(outputs, chosen["labels"], examples.io)
+    results["samples"] = len(chosen["labels"])
     results["parameters"] = sum(p.numel() for p in model.parameters())
     progress.say(f"teacher: accuracy {results['accuracy']:.2%} on {results['samples']} samples")
     return results

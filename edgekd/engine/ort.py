@@ -1,12 +1,13 @@
 """ONNX Runtime on the CPU: the session every stage opens, its options stated one by one.
 
-An option left to its default is an option that changes with the next release, and with it the answer
-and the latency. So the options that decide either are written into ``session.json`` of an Engine, and
-a session is opened from that file alone.
+An option left to its default is an option that changes with the next release, and with it the
+answer and the latency. So the options that decide either are written into ``session.json`` of an
+Engine, and a session is opened from that file alone.
 
-``WeightBiasQuantization`` is disabled: it rounds the float bias of a quantized layer to an integer,
-which is not the arithmetic the student was trained with (on fp16 graphs it cost a relative error of
-0.2). ONNX Runtime makes no use of 2:4, so dense and 2:4 weights are expected to run equally fast.
+``WeightBiasQuantization`` is disabled: it rounds the float bias of a quantized layer to an
+integer, which is not the arithmetic the student was trained with (on fp16 graphs it cost a
+relative error of 0.2). ONNX Runtime makes no use of 2:4, so dense and 2:4 weights are expected to
+run equally fast.
 """
 
 from __future__ import annotations

@@ -1,10 +1,17 @@
-"""edgekd's own wheel, written from the package that is running, for a Bundle to carry.
+"""The wheels a Bundle carries: edgekd's own, and those the device's system lacks.
 
 The device must run the edgekd that made the Bundle. An index may have another version or none, and
 building a wheel with a build backend would need that backend and a checkout. A wheel is a zip with
-three text files (PyPA "Binary distribution format", 1.0), so it is written here: from a checkout with
-its ``pyproject.toml``, or from an installed wheel with its metadata. Equal sources give equal bytes:
-names are sorted, times are fixed, nothing is compressed (zlib's output differs between versions).
+three text files (PyPA "Binary distribution format", 1.0), so it is written here: from a checkout
+with its ``pyproject.toml``, or from an installed wheel with its metadata. Equal sources give equal
+bytes: names are sorted, times are fixed, nothing is compressed (zlib's output differs between
+versions).
+
+The others come through ``pip download`` with the versions of ``constraints-device.txt``, from
+wherever the user's pip is configured to look. pip evaluates environment markers for the Python it
+runs under, not for ``--python-version``; so the markers of edgekd's own requirements are evaluated
+here. What was downloaded once is kept in one cache directory and checked by hash when it is used
+again.
 """
 
 from __future__ import annotations
@@ -13,13 +20,23 @@ import base64
 import hashlib
 import importlib.metadata
 import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd import recipe, target
+from edgekd import recipe
 from edgekd.errors import ToolchainError
+from edgekd.progress import say
+from edgekd.target import Target, shipped
 
 # Files a checkout keeps beside the package and a wheel inside it, see `edgekd.target.shipped`.
 _BESIDE = ("targets", "constraints-device.txt")
@@ -27,11 +44,115 @@ _WHEEL = "Wheel-Version: 1.0\nGenerator: edgekd\nRoot-Is-Purelib: true\nTag: py3
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold
 
 
-def requirements() -> list[str]:
-    """What edgekd needs to run, as ``Requires-Dist`` lines; those of extras left out."""
+@dataclass(frozen=True)
+class Wheels:
+    """Wheels for a device.
+
+    Attributes:
+        files: File name -> bytes.
+        missing: Requirements for which pip found no wheel.
+    """
+
+    files: Mapping[str, bytes]
+    missing: tuple[str, ...]
+
+
+def device_wheels(target: Target) -> Wheels:
+    """Wheels of everything edgekd needs on a target, except what its system brings.
+
+    Args:
+        target: Whose Python, platforms and system packages count.
+
+    Returns:
+        The wheels; where the index cannot be reached, those that could be had and what is missing.
+    """
+    roots = requirements(target)
+    constraints = shipped("constraints-device.txt")
+    question = [constraints.read_text(encoding="utf-8"), target.python, target.platforms, roots]
+    key = hashlib.sha256(json.dumps(question).encode()).hexdigest()
+    folder = _cache() / f"wheels-{key[:16]}"
+    kept = _verified(folder)
+    if kept is not None:
+        return Wheels(kept, ())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="wheels-new-") as scratch:
+        missing = _download(Path(scratch), target, constraints, roots)
+        files = {file.name: file.read_bytes() for file in sorted(Path(scratch).glob("*.whl"))}
+        if not missing:
+            _keep(Path(scratch), folder, files)
+    return Wheels(files, tuple(missing))
+
+
+def requirements(target: Target) -> list[str]:
+    """What pip must provide on a target: edgekd's requirements and, for ``cpu``, its runtime."""
     lines = _metadata_text(_package()).splitlines()
     needed = [line.split(":", 1)[1].strip() for line in lines if line.startswith("Requires-Dist:")]
-    return [line for line in needed if "extra ==" not in line]
+    if target.runtime == "onnxruntime":
+        needed.append("onnxruntime")
+    wanted = []
+    for line in needed:
+        requirement, _, marker = (part.strip() for part in line.partition(";"))
+        if _applies(marker, target.python) and _name(requirement) not in target.system_packages:
+            wanted.append(requirement)
+    return sorted(wanted)
+
+
+def _applies(marker: str, python: str) -> bool:
+    """Evaluate the two kinds of marker edgekd's metadata has, for the target's Python."""
+    bound = re.fullmatch(r"python_version < ['\"]3\.(\d+)['\"]", marker)
+    if bound:
+        return int(python.split(".")[1]) < int(bound[1])
+    return "extra ==" not in marker
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower()
+
+
+def _download(folder: Path, target: Target, constraints: Path, roots: Sequence[str]) -> list[str]:
+    """Fill a folder with wheels; returns the requirements that pip could not meet."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--retries", "1"]
+    command += ["--only-binary=:all:", "--implementation", "cp", "--python-version", target.python]
+    command += [f"--platform={tag}" for tag in target.platforms]
+    command += ["--constraint", str(constraints), "--dest", str(folder)]
+
+    def lacks(wanted: Sequence[str]) -> bool:
+        done = subprocess.run([*command, *wanted], capture_output=True, text=True, check=False)
+        if done.returncode and len(wanted) == 1:
+            reasons = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+            say(f"no wheel of {wanted[0]} for {target.name}: {(reasons or ['pip failed'])[-1]}")
+        return done.returncode != 0
+
+    return [root for root in roots if lacks([root])] if lacks(roots) else []
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "edgekd"
+
+
+def _verified(folder: Path) -> dict[str, bytes] | None:
+    """Wheels kept in the cache; None where there are none or one byte is not what was kept."""
+    index = folder / "wheels.json"
+    if not index.is_file():
+        return None
+    expected: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))
+    files = {file.name: file.read_bytes() for file in sorted(folder.glob("*.whl"))}
+    found = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return files if found == expected else None
+
+
+def _keep(scratch: Path, folder: Path, files: Mapping[str, bytes]) -> None:
+    """Move a complete download into the cache; a process that was faster has won."""
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    (scratch / "wheels.json").write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(scratch, folder, dirs_exist_ok=True)
+
+
+def version() -> str:
+    """Version of the edgekd that is running."""
+    return _field(_metadata_text(_package()), "Version")
 
 
 def contents() -> tuple[str, bytes]:
@@ -61,7 +182,7 @@ def _package() -> Path:
 def _package_files(package: Path) -> dict[str, bytes]:
     found = {f"edgekd/{name}": data for name, data in _tree(package).items()}
     for name in _BESIDE:
-        path = target.shipped(name)
+        path = shipped(name)
         if path.is_dir():
             found |= {f"edgekd/{name}/{file}": data for file, data in _tree(path).items()}
         else:

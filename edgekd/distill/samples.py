@@ -1,0 +1,40 @@
+"""The examples that travel: chosen once, with what each network answered on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.data import IO, Arrays, Data
+
+
+def choose(data: Data, count: int) -> Arrays:
+    """The evaluation examples that travel: ``input.<name>``, ``labels`` and ``ids``.
+
+    They are spread evenly over the evaluation split, so that a sorted one is not cut by class.
+    """
+    rows = spread(len(data.evaluation), count)
+    inputs, labels = data.evaluation.take(rows)
+    named = {f"input.{name}": array for name, array in inputs.items()}
+    return {**named, "labels": labels.astype(np.int64), "ids": rows}
+
+
+def spread(total: int, count: int) -> NDArray[np.int64]:
+    """At most `count` row numbers, int64, spread evenly over `total` rows."""
+    return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
+
+
+def accuracy(outputs: Arrays, labels: NDArray[np.int64], io: IO) -> float:
+    """Top-1 of the first output, 0 to 1."""
+    logits = outputs[io.outputs[0].name]
+    return float((logits.argmax(axis=-1) == labels).mean())
+
+
+def save(path: Path, samples: Arrays, **recorded: Arrays) -> None:
+    """Write ``samples.npz``: the samples and each network's outputs as ``<who>.<output>``."""
+    named = {
+        f"{who}.{name}": array for who, outputs in recorded.items() for name, array in outputs.items()
+    }
+    np.savez(path, **samples, **named)  # type: ignore[arg-type]

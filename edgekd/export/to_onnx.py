@@ -1,0 +1,113 @@
+"""From a torch network to the two graphs that ship.
+
+``ort.onnx`` keeps float32 outside the INT8 layers and is what ONNX Runtime runs; ``trt.onnx`` is the
+same graph with float16 outside them, strongly typed, because TensorRT fuses attention in half precision
+only. Model Optimizer's autocast makes the second: of the ways tried it is the one whose graph both
+checkers and both runtimes take (`.half()` before the export breaks LayerNorm's types).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from edgekd import qdq
+from edgekd.data import IO
+from edgekd.errors import ContractError, ToolchainError
+from edgekd.export.passes.name_weights import NameWeightsPass
+from edgekd.models import Tensors, forward
+
+
+def export_float32(model: nn.Module, example: Tensors, io: IO, opset: int, path: Path) -> None:
+    """Trace a network into a checked ONNX file with symbolic axes as io names them.
+
+    Args:
+        model: In its shipped form, on the CPU.
+        example: {name: tensor[batch, ...]}, batch of at least 2 so that no axis is taken for 1.
+        io: Names, and for each input and output its shape with symbols.
+        opset: ONNX operator set.
+        path: File to write.
+
+    Raises:
+        ToolchainError: The exporter failed (control flow, an operator it does not know).
+        ContractError: What it wrote is not a legal graph.
+    """
+    names = [tensor.name for tensor in io.inputs]
+    axes = {
+        tensor.name: {i: size for i, size in enumerate(tensor.shape) if isinstance(size, str)}
+        for tensor in [*io.inputs, *io.outputs]
+    }
+    try:
+        with _quiet(), torch.no_grad():
+            torch.onnx.export(
+                _Positional(model, io).eval(),
+                tuple(example[name] for name in names),
+                str(path),
+                input_names=names,
+                output_names=[tensor.name for tensor in io.outputs],
+                dynamic_axes=axes,
+                opset_version=opset,
+                dynamo=False,
+            )
+    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ToolchainError(
+            f"export: torch.onnx could not trace the network: {reason}; replace that operator or "
+            "control flow by tensor operations"
+        ) from error
+    graph = ir.load(path)
+    NameWeightsPass()(graph)
+    ir.save(graph, path)
+    qdq.load(path)
+
+
+def convert_float16(source: Path, path: Path) -> None:
+    """Write the float16 twin of a float32 graph, inputs and outputs included.
+
+    Raises:
+        ContractError: What autocast made is not a legal graph.
+    """
+    with _quiet():
+        from modelopt.onnx import autocast
+
+        half = autocast.convert_to_f16(onnx.load(source), keep_io_types=False)
+    onnx.save(half, path)
+    model = qdq.load(path)
+    for value in [*model.graph.input, *model.graph.output]:
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            raise ContractError(f"export: {path.name} kept float32 at {value.name!r}, expected float16")
+
+
+class _Positional(nn.Module):
+    """The network as the exporter wants it: tensors in, tensors out, by position."""
+
+    def __init__(self, model: nn.Module, io: IO) -> None:
+        super().__init__()
+        self.network, self._io = model, io
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        names = [tensor.name for tensor in self._io.inputs]
+        named = dict(zip(names, inputs, strict=True))
+        return tuple(forward(self.network, named, self._io).values())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' chatter off stdout; what matters in it is checked on the file."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

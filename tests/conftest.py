@@ -1,0 +1,30 @@
+"""Shared by every test: one thread a process, and one way to skip, which is counted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+# The workers share the cores; a second thread pool in each makes them slower, not faster.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def needs() -> Callable[[str, bool, str], None]:
+    """The only way to skip a test: for want of what only root, not pip, can install.
+
+    ``needs("python3.10", found, "make system-deps")`` skips with that reason, which pytest counts at
+    the end of the run. With EDGEKD_STRICT=1 (``make test STRICT=1``, CI) it fails instead.
+    """
+
+    def check(what: str, found: bool, how: str) -> None:
+        if found:
+            return
+        reason = f"needs {what}, which only root can install: {how}"
+        if os.environ.get("EDGEKD_STRICT") == "1":
+            pytest.fail(f"{reason} (STRICT=1 allows no skip)")
+        pytest.skip(reason)
+
+    return check

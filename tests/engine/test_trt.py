@@ -1,0 +1,272 @@
+"""Building plans, with the real TensorRT-RTX builder, which needs no GPU.
+
+Full TensorRT cannot be installed without one; what differs there is tested as far as it can be.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekd.engine import trt
+from edgekd.engine.layers import Planned, prove
+from edgekd.errors import ArtifactError, ConfigError, ToolchainError, UnsupportedError
+
+PROFILES: dict[str, trt.ShapeRange] = {"x": ((1, 64), (8, 64), (64, 64))}
+
+
+def one_node(op: str, inputs: tuple[str, ...] = ("x",), domain: str = "") -> onnx.ModelProto:
+    """A model of one fp16 node on x [b, 64]."""
+    return model([helper.make_node(op, list(inputs), ["y"], f"/odd/{op}", domain=domain)], [])
+
+
+def model(
+    nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto], batch: str | int = "b"
+) -> onnx.ModelProto:
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, [batch, 64]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", value[:1], value[1:], initializers)
+    opsets = [helper.make_opsetid("", 19), helper.make_opsetid("mine", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+
+
+def int8_linear(
+    zero_dtype: type[np.generic] = np.int8, zero_point: int = 0, batch: str | int = "b"
+) -> onnx.ModelProto:
+    """y [b, n=64] = x [b, k=64] @ w [k, n], float weight behind Q/DQ, all else fp16."""
+    w = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float16)
+    constants = {
+        "w": w,
+        "x_scale": np.array(0.05, np.float16),
+        "x_zero": np.array(zero_point, zero_dtype),
+        "w_scale": np.full(64, 0.03, np.float16),
+        "w_zero": np.zeros(64, np.int8),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "x_scale", "x_zero"], ["xq"], "/fc/xq"),
+        helper.make_node("DequantizeLinear", ["xq", "x_scale", "x_zero"], ["xd"], "/fc/xd"),
+        helper.make_node("QuantizeLinear", ["w", "w_scale", "w_zero"], ["wq"], "/fc/wq", axis=1),
+        helper.make_node("DequantizeLinear", ["wq", "w_scale", "w_zero"], ["wd"], "/fc/wd", axis=1),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"], "/fc/MatMul"),
+    ]
+    return model(nodes, [numpy_helper.from_array(a, n) for n, a in constants.items()], batch)
+
+
+def build(path: Path, content: onnx.ModelProto | bytes, **changes: Any) -> trt.Plan:
+    path = path / "m.onnx"
+    path.write_bytes(content if isinstance(content, bytes) else content.SerializeToString())
+    arguments: dict[str, Any] = {
+        "runtime": "tensorrt-rtx",
+        "profiles": PROFILES,
+        "compute_capability": (8, 0),
+    }
+    return trt.build_plan(path, **(arguments | changes))
+
+
+def test_a_real_plan_and_its_table(tmp_path: Path) -> None:
+    plan = build(tmp_path, int8_linear())
+    assert len(plan.plan) > 1000
+    assert plan.runtime == "tensorrt-rtx"
+    assert plan.version == trt.version(trt.load("tensorrt-rtx"))
+    assert plan.timing_cache is None
+    assert plan.log == ()
+    (row,) = prove(plan.layers, [Planned("fc", "/fc/MatMul", 64 * 64)], 0, "demo")
+    assert (row.type, row.weight_count, row.output_dtype) == ("gemm", 4096, "Half")
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    assert build(tmp_path, int8_linear()).plan == build(tmp_path, int8_linear()).plan
+
+
+def test_a_static_model_needs_no_profile(tmp_path: Path) -> None:
+    plan = build(tmp_path, int8_linear(batch=8), profiles={})
+    assert (8, 64) in [tensor.dims for layer in plan.layers for tensor in layer.inputs]
+
+
+def test_garbage_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"m\.onnx is not an ONNX model \(MODEL_DESERIALIZE_F"):
+        build(tmp_path, b"not an onnx file" * 10)
+
+
+def test_an_empty_file_is_refused_although_the_parser_takes_it(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"\(0 bytes\) gave a network of 0 layers, expected at"):
+        build(tmp_path, b"", profiles={})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "absent.onnx"
+    with pytest.raises(ArtifactError, match=r"absent\.onnx is not a file"):
+        trt.build_plan(path, runtime="tensorrt-rtx", profiles={}, compute_capability=(8, 0))
+
+
+def test_an_unknown_op_is_named_with_the_parsers_code(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        build(tmp_path, one_node("Odd", domain="mine"))
+    message = str(caught.value)
+    assert 'refuses node "/odd/Odd" (Odd) with INVALID_NODE' in message
+    assert "Plugin not found" in message
+    assert "Plugin not found" in str(caught.value.__cause__)
+
+
+def test_an_unsupported_op_is_named_with_the_parsers_code(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r'"/odd/Bernoulli" \(Bernoulli\) with UNSUPPORTED_'):
+        build(tmp_path, one_node("Bernoulli"))
+
+
+def test_a_nonzero_zero_point_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r'"/fc/xq" \(QuantizeLinear\).*symmetric int8'):
+        build(tmp_path, int8_linear(zero_point=3))
+
+
+def test_uint8_is_refused_although_the_parser_takes_it(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"would read uint8 Q/DQ as int8.*zero point 0"):
+        build(tmp_path, int8_linear(np.uint8))
+
+
+def test_a_missing_profile_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'"x" of shape \(-1, 64\).*no profile.*given: none'):
+        build(tmp_path, int8_linear(), profiles={})
+
+
+def test_a_profile_of_an_unknown_input_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'names the input "xx", which the model lacks.*are: x'):
+        build(tmp_path, int8_linear(), profiles={"xx": PROFILES["x"]})
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((1, 32), (8, 64), (64, 64)),  # a static size is another
+        ((8, 64), (1, 64), (64, 64)),  # the usual is below the smallest
+        ((0, 64), (1, 64), (64, 64)),  # an empty batch
+        ((1, 1, 64), (8, 1, 64), (64, 1, 64)),  # another rank
+    ],
+)
+def test_a_profile_that_does_not_fit_is_shown(tmp_path: Path, shapes: trt.ShapeRange) -> None:
+    with pytest.raises(ConfigError, match=r'profile of "x" is \(.*expected three.*fit \(-1, 64\)'):
+        build(tmp_path, int8_linear(), profiles={"x": shapes})
+
+
+def test_a_failed_build_gives_the_last_error_and_keeps_the_log(tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError, match=r"could not build an engine \(.*workspace") as caught:
+        build(tmp_path, int8_linear(), workspace_bytes=1 << 20)
+    assert "VERBOSE: " in str(caught.value.__cause__)
+
+
+def test_orins_compute_capability_is_refused_with_those_that_exist(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"cannot build for SM87.*knows SM75, SM80, SM86"):
+        build(tmp_path, int8_linear(), compute_capability=(8, 7))
+
+
+def test_a_timing_cache_is_refused_where_nothing_is_timed(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="tensorrt-rtx times no tactics"):
+        build(tmp_path, int8_linear(), timing_cache=b"x")
+
+
+def test_tensorrt_refuses_a_foreign_compute_capability(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(trt.load("tensorrt-rtx"), "ComputeCapability")  # as in TensorRT
+    with pytest.raises(UnsupportedError, match=r"for the GPU that is present, not .* 8\.0: build"):
+        build(tmp_path, int8_linear())
+
+
+def test_a_builder_without_a_device_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_device(_: object) -> None:
+        raise TypeError("factory function returned nullptr")  # what TensorRT does without a GPU
+
+    monkeypatch.setattr(trt.load("tensorrt-rtx"), "Builder", no_device)
+    with pytest.raises(ToolchainError, match=r"cannot create a builder .* needs a CUDA device"):
+        build(tmp_path, int8_linear())
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")
+def test_tensorrts_own_path_goes_as_far_as_a_machine_without_gpu_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # TensorRT-RTX has the same API, so it stands in for TensorRT up to opening the engine.
+    monkeypatch.setitem(sys.modules, "tensorrt", trt.load("tensorrt-rtx"))
+    with pytest.raises(ToolchainError, match=r"cannot open the plan") as caught:
+        build(tmp_path, int8_linear(), runtime="tensorrt", timing_cache=b"")
+    assert "Layers:" in str(caught.value.__cause__)  # it was built
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")
+def test_a_timing_cache_of_another_device_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = trt.load("tensorrt-rtx")  # whose timing caches are empty and never mismatch
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr(module.IBuilderConfig, "set_timing_cache", lambda *_, **__: False)
+    with pytest.raises(ToolchainError, match=r"timing cache \(4 bytes\) is of another device"):
+        build(tmp_path, int8_linear(), runtime="tensorrt", timing_cache=b"1234")
+
+
+def test_what_native_code_prints_goes_to_the_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clip = one_node("Clip", ("x", "low"))  # fp16 cannot hold the default upper bound
+    clip.graph.initializer.append(numpy_helper.from_array(np.array(0, np.float16), "low"))
+    plan = build(tmp_path, clip)
+    assert capfd.readouterr() == ("", "")
+    assert any("precision-lose casting" in line for line in plan.log)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "command"),
+    [("tensorrt", "apt install python3-libnvinfer"), ("tensorrt-rtx", "pip install tensorrt-rtx")],
+)
+def test_an_absent_runtime_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, runtime: trt.Runtime, command: str
+) -> None:
+    monkeypatch.setitem(sys.modules, runtime.replace("-", "_"), None)
+    with pytest.raises(ToolchainError, match=f"{runtime} cannot be imported .*{command}"):
+        trt.load(runtime)
+
+
+def fake(version: str) -> types.ModuleType:
+    module = types.ModuleType("tensorrt")
+    module.__version__ = version  # type: ignore[attr-defined]
+    return module
+
+
+@pytest.mark.parametrize(("required", "installed"), [("10.3", "10.3.0.26"), ("11.4.1", "11.4.0")])
+def test_the_targets_version_is_accepted(required: str, installed: str) -> None:
+    trt.require_version(fake(installed), required)
+
+
+@pytest.mark.parametrize(("required", "installed"), [("10.3", "10.13.3"), ("11.4", "10.4.0")])
+def test_another_version_is_refused_with_both(required: str, installed: str) -> None:
+    with pytest.raises(UnsupportedError) as caught:
+        trt.require_version(fake(installed), required)
+    assert f"needs tensorrt {required} and {installed} is installed" in str(caught.value)
+    assert "choose the target made for" in str(caught.value)
+
+
+def test_opening_a_plan_without_a_device_says_what_it_needs() -> None:
+    module = trt.load("tensorrt-rtx")
+    logger, log = trt.new_logger(module)
+    with pytest.raises(ToolchainError, match=r"cannot open the plan .* needs a CUDA device"):
+        trt.deserialize(module, logger, log, b"not a plan")
+
+
+def test_the_module_needs_neither_onnx_nor_torch_nor_tensorrt() -> None:
+    code = (
+        "import sys; import edgekd.engine.runner; "
+        "print(sorted({'onnx', 'torch', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert result.stdout == "[]\n"
