@@ -1,1 +1,1 @@
-"""edgekd: a compiler from a teacher network to a proven 2:4-sparse INT8 student on an edge device."""
+"""edgekd compiles a teacher network into a proven 2:4-sparse INT8 student for an edge device."""

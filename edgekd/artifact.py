@@ -2,23 +2,26 @@
 
 An artifact is the only thing two stages share. It is a directory with a ``manifest.json``:
 
-* the **question** - kind, schema, parents (role -> id), configuration in full, hashes of the sources
+* the **question** - kind, schema, parents (role -> id), configuration in full, hashes of the
+sources
   and data that were used, versions of the tools. ``key`` is its SHA-256: same key, same question,
   so a finished artifact answers it from cache.
-* the **answer** - files (SHA-256 and size) and results (what the stage measured or proved). ``id`` is
+* the **answer** - files (SHA-256 and size) and results (what the stage measured or proved). ``id``
+is
   the SHA-256 of question and answer together. A child names its parents by id.
-* the **provenance** - host, time, seconds, git revision. It is hashed into neither: it says where the
+* the **provenance** - host, time, seconds, git revision. It is hashed into neither: it says where
+the
   bytes came from, not what they are. A hash shows integrity, never origin.
 
 How a kill at any moment leaves nothing half-written: a stage writes into
-``<out>/.work/<name>/scratch``, every file is fsynced, the manifest is written last, and one rename of
-the directory publishes it. A lock beside that work directory (flock, released by the kernel when the
-process dies) lets one process at a time work on a key, so leftovers found under the lock belong to
-nobody and are removed. Checkpoints live beside the scratch and survive; they go when the artifact is
-published.
+``<out>/.work/<name>/scratch``, every file is fsynced, the manifest is written last, and one rename
+of the directory publishes it. A lock beside that work directory (flock, released by the kernel when
+the process dies) lets one process at a time work on a key, so leftovers found under the lock belong
+to nobody and are removed. Checkpoints live beside the scratch and survive; they go when the
+artifact is published.
 
-Left out on purpose: a database, a global index, deduplication. A parent is looked up by id among the
-directories beside its child.
+Left out on purpose: a database, a global index, deduplication. A parent is looked up by id among
+the directories beside its child.
 """
 
 from __future__ import annotations
@@ -252,7 +255,7 @@ def load(path: Path, *kinds: Kind) -> Artifact:
             )
     if kinds and manifest.kind not in {kind.name for kind in kinds}:
         wanted = " or ".join(kind.name for kind in kinds)
-        raise ArtifactError(f"{path}: is a {manifest.kind}, expected a {wanted}")
+        raise ArtifactError(f"{path}: is of kind {manifest.kind}, expected {wanted}")
     _verify(path, manifest)
     return Artifact(path=path, manifest=manifest)
 

@@ -1,7 +1,7 @@
 """Data as every stage sees it: batches of named arrays, and a description of the inputs.
 
-A recipe names a callable that returns `Data`. A split is anything with a length that can take rows by
-index; order is decided by the training loop from its seed alone, so a split holds no state and a
+A recipe names a callable that returns `Data`. A split is anything with a length that can take rows
+by index; order is decided by the training loop from its seed alone, so a split holds no state and a
 resumed run sees the same batches. `IO` travels with every graph as ``io.json``: wrong preprocessing
 on a device is otherwise invisible.
 """
@@ -84,7 +84,7 @@ class ArraySplit:
 
 @dataclass(frozen=True)
 class Data:
-    """What a data callable returns: a training split, an evaluation split, and the inputs' facts."""
+    """What a data callable returns: two splits, and the facts of the inputs."""
 
     train: Split
     evaluation: Split
@@ -98,7 +98,8 @@ def load(source: str) -> Data:
         source: ``python:<module>:<callable>``.
 
     Raises:
-        ConfigError: The source cannot be loaded, a split is empty, a label is no whole number or out
+        ConfigError: The source cannot be loaded, a split is empty, a label is no whole number or
+        out
             of range, or an input is missing, of another dtype or shape than io says, or not finite.
     """
     data = python_object(source, "data.source")()

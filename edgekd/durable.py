@@ -1,9 +1,10 @@
 """Writes that survive a kill at any moment, and say one sentence when the disk is full.
 
-A file is replaced by writing a sibling, fsyncing it, renaming it over the old one and fsyncing the
-directory: a reader finds the old content or the new one, never a part. Every such step passes two
-fault points, before and after; the crash tests replace `point` to die at each of them in turn. A lock
-is a file held with flock, which the kernel releases when the process dies, so no lock is ever stale.
+A file is replaced by writing a sibling, fsyncing it, renaming it over the old one and fsyncing
+the directory: a reader finds the old content or the new one, never a part. Every such step passes
+two fault points, before and after; the crash tests replace `point` to die at each of them in turn.
+A lock is a file held with flock, which the kernel releases when the process dies, so no lock is
+ever stale.
 """
 
 from __future__ import annotations

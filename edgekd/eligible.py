@@ -1,9 +1,9 @@
 """Which layers are planned for 2:4 and for INT8, and why the others are not: the one place.
 
-Every Linear and Conv2d is planned for both unless a rule below names it; a reader of the report sees
-the rule's sentence beside the layer. The rules are facts of the hardware and the libraries (2:4 needs
-groups of four along k; NVIDIA's sparse kernels and Model Optimizer's masks want n % 8 == 0 and
-k % 16 == 0 per group) or the field's standard practice (the output layer stays in float).
+Every Linear and Conv2d is planned for both unless a rule below names it; a reader of the report
+sees the rule's sentence beside the layer. The rules are facts of the hardware and the libraries
+(2:4 needs groups of four along k; NVIDIA's sparse kernels and Model Optimizer's masks want n % 8 ==
+0 and k % 16 == 0 per group) or the field's standard practice (the output layer stays in float).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from edgekd import artifact, kinds, runner
 from edgekd.artifact import Artifact, Question, Work
-from edgekd.data import IO, Arrays
+from edgekd.data import IO, Arrays, inputs_of, recorded
 from edgekd.errors import ArtifactError, MeasurementError
 from edgekd.origin import source_hash, versions
 
@@ -74,7 +74,7 @@ def evaluate(model: Artifact, out: Path, samples: Artifact | None = None) -> Art
             arrays = runner.samples(samples)
             io = IO.model_validate(samples.read_json("io.json"))
             _check_labels(arrays, io, samples)
-            live = run(runner.part(arrays, "input"))
+            live = run(inputs_of(arrays))
             same = model.manifest.parents.get("samples") == samples.id
             expected = runner.outputs(model) if same else None
             report = {
@@ -114,7 +114,7 @@ def measure(
     logits = {
         who: _logits(outputs, name, len(labels), len(io.labels), f"{where}, {who}")
         for who in ("teacher", "student", "model")
-        if (outputs := live if who == "model" else runner.part(samples, who))
+        if (outputs := live if who == "model" else recorded(samples, who))
     }
     if "teacher" not in logits:
         raise ArtifactError(f"{where}: holds no outputs of the teacher; export it again")

@@ -1,8 +1,9 @@
 """Networks: how one is built, what it returns, which layers and blocks it has.
 
-A network comes from ``hf:<directory or config.json>`` (transformers, never with remote code) or from
-``python:<module>:<callable>``. Weights are safetensors; a ``.pt`` is read with ``weights_only=True``,
-so no pickle of anybody's runs. Distillation and export both start here and share nothing else.
+A network comes from ``hf:<directory or config.json>`` (transformers, never with remote code) or
+from ``python:<module>:<callable>``. Weights are safetensors; a ``.pt`` is read with
+``weights_only=True``, so no pickle of anybody's runs. Distillation and export both start here and
+share nothing else.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def build(description: Mapping[str, Any]) -> nn.Module:
         parsed = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
     except ValueError as error:
         raise ConfigError(f"model {description['spec']!r}: {error}") from error
-    # Eager attention: on a CPU it trains faster than the fused kernel, and the graph keeps the plain
-    # MatMul-Softmax-MatMul that TensorRT fuses itself.
+    # Eager attention: on a CPU it trains faster than the fused kernel, and the graph keeps the
+    # plain MatMul-Softmax-MatMul that TensorRT fuses itself.
     model = architecture._from_config(parsed, attn_implementation="eager")
     return model.float()  # type: ignore[no-any-return]
 
@@ -197,7 +198,7 @@ def forward(model: nn.Module, inputs: Tensors, io: IO) -> Tensors:
 
 
 def run(model: nn.Module, inputs: Arrays, io: IO, batch: int = BATCH) -> Arrays:
-    """Outputs float32[n, ...] by name for inputs [n, ...] by name, in eval mode without gradients."""
+    """Outputs float32[n, ...] by name for inputs [n, ...] by name, in eval mode, no gradients."""
     count = len(next(iter(inputs.values())))
     training = model.training
     model.eval()
@@ -222,11 +223,13 @@ def _load_pt(path: Path) -> Tensors:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types on a file that is not tensors only
         raise ConfigError(
-            f"checkpoint {path}: cannot be read as tensors only ({type(error).__name__}); convert it "
-            "to safetensors where you trust it"
+            f"checkpoint {path}: cannot be read as tensors only ({type(error).__name__}); convert "
+            "it to safetensors where you trust it"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ConfigError(f"checkpoint {path}: holds {type(state).__name__}, expected tensors by name")
+        raise ConfigError(
+            f"checkpoint {path}: holds {type(state).__name__}, expected tensors by name"
+        )
     return state
 
 

@@ -1,8 +1,8 @@
 """Where an answer comes from: the code and data that were used, the tools, the machine.
 
-Code and data are hashed into an artifact's question by content, never by path, so a renamed checkout
-asks the same question and an edited line asks another. Tools count by version. The machine and the
-time are provenance: told, but hashed into nothing.
+Code and data are hashed into an artifact's question by content, never by path, so a renamed
+checkout asks the same question and an edited line asks another. Tools count by version. The machine
+and the time are provenance: told, but hashed into nothing.
 """
 
 from __future__ import annotations

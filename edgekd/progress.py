@@ -1,7 +1,7 @@
 """What people see on stderr while a stage works: one line a step, a bar on what takes long.
 
-stdout belongs to results (a path, or JSON), so everything here goes to stderr. rich draws it where it
-is installed; a device may have neither rich nor a terminal, then plain lines do.
+stdout belongs to results (a path, or JSON), so everything here goes to stderr. rich draws it where
+it is installed; a device may have neither rich nor a terminal, then plain lines do.
 """
 
 from __future__ import annotations

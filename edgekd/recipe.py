@@ -1,9 +1,10 @@
 """The recipe: one TOML file that says what to compress and how.
 
-A recipe is frozen once read. Every key is checked where it enters, all problems are reported together,
-and an unknown key names its nearest neighbour: a misspelt key that is silently ignored is a training
-run wasted. Paths in a recipe are relative to the recipe. The resolved recipe travels in the manifest
-of whatever was made from it; files enter a question by their content, never by their path.
+A recipe is frozen once read. Every key is checked where it enters, all problems are reported
+together, and an unknown key names its nearest neighbour: a misspelt key that is silently ignored is
+a training run wasted. Paths in a recipe are relative to the recipe. The resolved recipe travels in
+the manifest of whatever was made from it; files enter a question by their content, never by their
+path.
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ class Export(Section):
     def _ordered(self) -> Export:
         if not self.batch_min <= self.batch_opt <= self.batch_max:
             raise ValueError(
-                f"batch sizes are min {self.batch_min}, opt {self.batch_opt}, max {self.batch_max}: "
-                "they must not decrease"
+                f"batch sizes are min {self.batch_min}, opt {self.batch_opt}, max {self.batch_max}"
+                ": they must not decrease"
             )
         return self
 
@@ -184,7 +185,8 @@ def parse(document: dict[str, Any], where: str) -> Recipe:
     Raises:
         ConfigError: Every problem found, one line each.
     """
-    return check(Recipe, document, where)
+    recipe: Recipe = check(Recipe, document, where)
+    return recipe
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -194,7 +196,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: It is missing, cannot be read, or is not TOML (with line and column).
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        return document
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

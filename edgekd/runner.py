@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgekd import kinds
+from edgekd import data, kinds
 from edgekd.artifact import Artifact
-from edgekd.data import Arrays
+from edgekd.data import Arrays, inputs_of
 from edgekd.errors import ArtifactError, ConfigError, UnsupportedError, names_that_exist
 
 
@@ -145,7 +145,8 @@ def open(model: Artifact) -> Batched:
     from edgekd.engine.runner import EngineRunner
 
     engine = EngineRunner(model.file("model.plan").read_bytes(), "tensorrt")
-    return Batched(engine, engine.dtypes, *_limits(model), close=engine.close)
+    dtypes = {name: engine._dtypes[name] for name in engine._inputs}
+    return Batched(engine, dtypes, *_limits(model), close=engine.close)
 
 
 def samples(artifact: Artifact) -> Arrays:
@@ -165,13 +166,13 @@ def recorded(artifact: Artifact, who: str) -> Runner:
         ArtifactError: The Samples hold no outputs of that name.
     """
     arrays = samples(artifact)
-    outputs = part(arrays, who)
+    outputs = data.recorded(arrays, who)
     if not outputs:
         known = {name.split(".")[0] for name in arrays if "." in name} - {"input"}
         raise ArtifactError(
             f"{artifact.path}: holds no outputs of {who!r}; {names_that_exist(who, known)}"
         )
-    return Recorded(part(arrays, "input"), outputs, f"{artifact.path}, {who}")
+    return Recorded(inputs_of(arrays), outputs, f"{artifact.path}, {who}")
 
 
 def outputs(model: Artifact) -> Arrays:
@@ -188,12 +189,6 @@ def fingerprint(model: Artifact) -> dict[str, Any]:
 
     engine = model.kind == kinds.ENGINE.name
     return ort.fingerprint(model.read_json("session.json") if engine else ort.options())
-
-
-def part(arrays: Arrays, prefix: str) -> Arrays:
-    """Arrays called ``<prefix>.<name>``, by name."""
-    start = f"{prefix}."
-    return {name[len(start) :]: a for name, a in arrays.items() if name.startswith(start)}
 
 
 def _open_ort(model: Artifact, name: str, options: dict[str, Any] | None) -> Batched:

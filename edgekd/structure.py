@@ -1,7 +1,7 @@
 """What a network is made of, read from its structure and never from class names.
 
-Layers are the Linear and Conv2d modules a real input passes through; the output layer is the one whose
-result the network returns; blocks are the repeated children of a container.
+Layers are the Linear and Conv2d modules a real input passes through; the output layer is the one
+whose result the network returns; blocks are the repeated children of a container.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def layers(model: nn.Module, inputs: Tensors, io: IO) -> list[Facts]:
 
     handles = [
         module.register_forward_hook(
-            lambda module, _, output, name=name: note(name, module, output)  # type: ignore[misc]
+            lambda module, _, output, name=name: note(name, module, output)
         )
         for name, module in model.named_modules()
         if isinstance(module, LAYERS)

@@ -35,7 +35,7 @@ class Parser(Section):
     """
 
     opset_max: int | None = None
-    unsupported: list[str] = Field([])
+    unsupported: list[str] = Field(default=[])
 
 
 class Dla(Section):
@@ -80,7 +80,7 @@ class Target(Section):
     cuda: str | None = None
     python: str = Field(pattern=r"^3\.\d+$")
     platforms: list[str] = Field(min_length=1)
-    system_packages: list[str] = Field([])
+    system_packages: list[str] = Field(default=[])
     parser: Parser = Parser()
     memory_bytes: int | None = Field(None, ge=1)
     bandwidth_bytes_per_s: float | None = Field(None, gt=0)

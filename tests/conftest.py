@@ -15,8 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def needs() -> Callable[[str, bool, str], None]:
     """The only way to skip a test: for want of what only root, not pip, can install.
 
-    ``needs("python3.10", found, "make system-deps")`` skips with that reason, which pytest counts at
-    the end of the run. With EDGEKD_STRICT=1 (``make test STRICT=1``, CI) it fails instead.
+    ``needs("python3.10", found, "make system-deps")`` skips with that reason, which pytest counts
+    at the end of the run. With EDGEKD_STRICT=1 (``make test STRICT=1``, CI) it fails instead.
     """
 
     def check(what: str, found: bool, how: str) -> None:

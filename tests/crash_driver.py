@@ -1,12 +1,12 @@
-"""Makes one small artifact and dies where it is told to; test_artifact_crash.py reads what it prints.
+"""Makes one small artifact and dies where it is told to; test_artifact_crash.py reads the output.
 
     crash_driver.py points ROOT        die at every fault point in turn, then make it again
     crash_driver.py full ROOT          the same for a disk that is full from a write on
     crash_driver.py race ROOT N M      N processes ask M questions, all of them at the same time
 
 Each attempt is a fork of this process, which has one thread and has imported nothing but NumPy and
-edgekd.artifact: a fresh process for a few milliseconds instead of half a second. The stage writes two
-files, one of them in two halves, and a checkpoint it resumes from.
+edgekd.artifact: a fresh process for a few milliseconds instead of half a second. The stage writes
+two files, one of them in two halves, and a checkpoint it resumes from.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def question(seed: int = 0) -> artifact.Question:
 
 
 def train(work: artifact.Work) -> Mapping[str, Any]:
-    """Six steps, a checkpoint after every second one; the answer does not depend on where it began."""
+    """Six steps, a checkpoint after every second; the answer does not depend on where it began."""
     checkpoint = work.keep / "checkpoint.npz"
     step, weights = 0, np.arange(256, dtype=np.float64)
     if checkpoint.exists():
@@ -84,7 +84,9 @@ def in_fork(action: Callable[[], Any]) -> dict[str, Any]:
             os.write(writer, json.dumps(action()).encode())
             code = 0
         except EdgekdError as error:
-            os.write(writer, json.dumps({"error": type(error).__name__, "said": str(error)}).encode())
+            os.write(
+                writer, json.dumps({"error": type(error).__name__, "said": str(error)}).encode()
+            )
             code = 3
         except BaseException:
             traceback.print_exc()
@@ -110,7 +112,7 @@ def make_with_fault(out: Path, fatal: int, fault: Callable[[], object]) -> dict[
     """Make the artifact and call `fault` at the n-th point."""
     count = 0
 
-    def point(name: str) -> None:
+    def point(_: str) -> None:
         nonlocal count
         if count == fatal:
             fault()

@@ -78,10 +78,10 @@ def test_manifest_says_what_was_asked_and_answered(made: Artifact) -> None:
                 "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             },
         },
-        # printf '{"config":...}' | sha256sum, of the question alone
         "key": ASKED.key,
         "id": made.id,
     }
+    assert body.pop("id") == sha256(body)
     assert made.path.name == f"plate-{ASKED.key[:12]}"
     assert (made.kind, made.config["size"], made.results["accuracy"]) == ("Plate", 2, 0.5)
 
@@ -221,7 +221,7 @@ def test_read_json(tmp_path: Path) -> None:
 
 def test_load_accepts_the_kinds_it_names(made: Artifact) -> None:
     assert artifact.load(made.path) == artifact.load(made.path, OTHER, PLATE) == made
-    with pytest.raises(ArtifactError, match=says("is a Plate, expected a Other or Student")):
+    with pytest.raises(ArtifactError, match=says("is of kind Plate, expected Other or Student")):
         artifact.load(made.path, OTHER, kinds.STUDENT)
 
 
@@ -254,7 +254,9 @@ def test_a_manifest_that_is_none(made: Artifact, text: str, expected: list[str])
 
 def test_a_key_nobody_knows_in_the_manifest(made: Artifact) -> None:
     edit_manifest(made.path, lambda body: body.update(extra=1))
-    with pytest.raises(ArtifactError, match=says("not a manifest (extra: ", "remove the directory")):
+    with pytest.raises(
+        ArtifactError, match=says("not a manifest (extra: ", "remove the directory")
+    ):
         artifact.load(made.path)
 
 
@@ -306,13 +308,17 @@ def test_an_altered_file_is_told_by_size_or_hash(made: Artifact) -> None:
 
 def test_a_missing_file_is_told(made: Artifact) -> None:
     (made.path / "parts" / "a.txt").unlink()
-    with pytest.raises(ArtifactError, match=says("parts/a.txt is missing; copy the artifact again")):
+    with pytest.raises(
+        ArtifactError, match=says("parts/a.txt is missing; copy the artifact again")
+    ):
         artifact.load(made.path)
 
 
 def test_an_extra_file_is_told(made: Artifact) -> None:
     (made.path / "parts" / "b.txt").write_text("")
-    with pytest.raises(ArtifactError, match=says("holds 'parts/b.txt', which its manifest does not")):
+    with pytest.raises(
+        ArtifactError, match=says("holds 'parts/b.txt', which its manifest does not")
+    ):
         artifact.load(made.path)
 
 
@@ -385,7 +391,7 @@ class TestParent:
             artifact.parent(child, "plate")
 
     def test_of_the_wrong_kind(self, child: Artifact) -> None:
-        with pytest.raises(ArtifactError, match="is a Plate, expected a Other"):
+        with pytest.raises(ArtifactError, match="is of kind Plate, expected Other"):
             artifact.parent(child, "plate", OTHER)
 
     def test_altered(self, made: Artifact, child: Artifact) -> None:

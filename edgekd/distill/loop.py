@@ -1,10 +1,10 @@
 """The training loop: any loss on any network, resumable to the bit.
 
 Everything that decides the next step is either a function of (seed, step) - the batch order and the
-learning rate - or is in the checkpoint: weights, optimizer moments, the random generators' states and
-the loss curve. So a run that is killed and started again ends with the very bytes of one that was not.
-A checkpoint is one safetensors file, replaced atomically every 60 seconds and at the end; nothing of
-it is a pickle.
+learning rate - or is in the checkpoint: weights, optimizer moments, the random generators' states
+and the loss curve. So a run that is killed and started again ends with the very bytes of one that
+was not. A checkpoint is one safetensors file, replaced atomically every 60 seconds and at the end;
+nothing of it is a pickle.
 """
 
 from __future__ import annotations
@@ -133,12 +133,14 @@ def _check_finite(run: Run, step: int, row: dict[str, float]) -> None:
         if not math.isfinite(value):
             raise ConfigError(
                 f"{run.label}: loss term {name!r} is {value} at step {step} of "
-                f"{run.settings.steps} (learning rate {learning_rate(run.settings, step):.2g}): lower "
-                f"the learning_rate of {run.settings.learning_rate:g}"
+                f"{run.settings.steps} (learning rate {learning_rate(run.settings, step):.2g}): "
+                f"lower the learning_rate of {run.settings.learning_rate:g}"
             )
 
 
-def _save(run: Run, optimizer: torch.optim.Optimizer, step: int, curve: list[dict[str, float]]) -> None:
+def _save(
+    run: Run, optimizer: torch.optim.Optimizer, step: int, curve: list[dict[str, float]]
+) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in state(run.model).items()}
     for index, moments in optimizer.state_dict()["state"].items():
         for name, value in moments.items():

@@ -2,14 +2,15 @@
 
 * logits: T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch (Hinton et al.,
   arXiv 1503.02531; the factor T^2 keeps its gradient's size when T changes, section 2).
-* blocks: mean squared error of a block's output over the variance of the teacher's, mean over blocks.
+* blocks: mean squared error of a block's output over the variance of the teacher's, mean over
+blocks.
   Dividing by the variance gives every depth the same say; without it the residual stream's growth
   would make the last blocks all that counts. (FitNets, arXiv 1412.6550, equation 3, without the
   regressor, which two equal widths do not need.)
 * labels: cross-entropy with the ground truth.
 
-Blocks of teacher and student are paired by relative depth, so a student of half the depth is taught by
-every second block.
+Blocks of teacher and student are paired by relative depth, so a student of half the depth is taught
+by every second block.
 """
 
 from __future__ import annotations
@@ -59,8 +60,14 @@ def paired(student: Sequence[str], teacher: Sequence[str]) -> list[tuple[str, st
                 f"distill.losses.blocks: the {who} has no repeated blocks to compare; set it to 0"
             )
     return [
-        (name, teacher[(index + 1) * len(teacher) // len(student) - 1 if len(teacher) >= len(student)
-                       else index * len(teacher) // len(student)])
+        (
+            name,
+            teacher[
+                (index + 1) * len(teacher) // len(student) - 1
+                if len(teacher) >= len(student)
+                else index * len(teacher) // len(student)
+            ],
+        )
         for index, name in enumerate(student)
     ]
 
@@ -87,7 +94,7 @@ class Taps:
             handle.remove()
 
     def _keep(self, name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             tensor = first_tensor(output)
             if tensor is None:
                 raise ConfigError(

@@ -7,13 +7,13 @@ A planned layer trains on exactly the numbers that ship::
 
 The forward pass is ONNX's QuantizeLinear/DequantizeLinear to the bit (division, round half to even,
 saturate); gradients pass straight through inside the range (Bengio et al., arXiv 1308.3432) and are
-zero where the value saturates. Weight scales follow the weights while they train: a frozen amax clips
-weights that grow, which is what Model Optimizer's QAT does. Scales are values that float16 holds, so
-the fp16 and the fp32 graph ship the same ones (see `edgekd.quant`).
+zero where the value saturates. Weight scales follow the weights while they train: a frozen amax
+clips weights that grow, which is what Model Optimizer's QAT does. Scales are values that float16
+holds, so the fp16 and the fp32 graph ship the same ones (see `edgekd.quant`).
 
-The mask and the weight quantizer are one torch parametrization of ``weight``; the input quantizer is a
-child module with a forward pre-hook. Both work on any subclass of Linear or Conv2d. Calibration is
-Model Optimizer's, on a copy; only its amax is taken.
+The mask and the weight quantizer are one torch parametrization of ``weight``; the input quantizer
+is a child module with a forward pre-hook. Both work on any subclass of Linear or Conv2d.
+Calibration is Model Optimizer's, on a copy; only its amax is taken.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class FakeQuant(torch.autograd.Function):
 class WeightQuantizer(nn.Module):
     """Parametrization of ``weight``: 2:4 mask (when there is one), then per-row INT8."""
 
+    mask: Tensor | None
+
     def __init__(self, mask: Tensor | None) -> None:
         """Keep the mask, bool[weight shape], or None for a dense layer."""
         super().__init__()
@@ -70,6 +72,8 @@ class WeightQuantizer(nn.Module):
 class InputQuantizer(nn.Module):
     """Per-tensor INT8 on a layer's input; the scale is calibrated once."""
 
+    scale: Tensor
+
     def __init__(self, scale: Tensor) -> None:
         """Keep the scale, float32[]."""
         super().__init__()
@@ -77,7 +81,6 @@ class InputQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantized input, same shape."""
-        assert isinstance(self.scale, Tensor)
         return fake_quant(x, self.scale)
 
 
@@ -114,7 +117,8 @@ def calibrate(
         {layer: float32[]}, in float16's values.
 
     Raises:
-        ContractError: A planned layer has no enabled quantizer, a layer outside the plan has one, or
+        ContractError: A planned layer has no enabled quantizer, a layer outside the plan has one,
+        or
             an amax is missing, zero or not finite.
     """
     planned = [row.layer for row in rows if row.int8]
@@ -126,7 +130,7 @@ def calibrate(
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for layer, mask in masks.items():
-            twin.get_submodule(layer).weight.mul_(mask)  # type: ignore[operator, union-attr]
+            twin.get_submodule(layer).weight.mul_(mask)  # type: ignore[operator]
     config: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
     for layer in planned:
         for side, axis in (("input", None), ("weight", 0)):
@@ -142,8 +146,8 @@ def calibrate(
     wanted = {f"{layer}.{side}_quantizer" for layer in planned for side in ("input", "weight")}
     if enabled != wanted:
         raise ContractError(
-            f"calibrate: Model Optimizer enabled {len(enabled)} quantizers, expected {len(wanted)}; "
-            f"missing: {', '.join(sorted(wanted - enabled)) or 'none'}; not planned: "
+            f"calibrate: Model Optimizer enabled {len(enabled)} quantizers, expected {len(wanted)}"
+            f"; missing: {', '.join(sorted(wanted - enabled)) or 'none'}; not planned: "
             f"{', '.join(sorted(enabled - wanted)) or 'none'}"
         )
     scales = {}
@@ -168,10 +172,13 @@ def attach(
     """Put masks and quantizers on every planned layer, in place.
 
     Raises:
-        ContractError: A planned layer has no mask or scale, or the network already carries quantizers.
+        ContractError: A planned layer has no mask or scale, or the network already carries
+        quantizers.
     """
     if quantized_layers(model):
-        raise ContractError("attach: the network already carries quantizers; start from float weights")
+        raise ContractError(
+            "attach: the network already carries quantizers; start from float weights"
+        )
     for row in rows:
         if row.sparse and row.layer not in masks:
             raise ContractError(f"attach: {row.layer} is planned for 2:4 but has no mask")
@@ -190,6 +197,8 @@ def attach(
 class Mask(nn.Module):
     """Parametrization of ``weight`` for a layer that is 2:4 but stays in float."""
 
+    mask: Tensor
+
     def __init__(self, mask: Tensor) -> None:
         """Keep the mask, bool[weight shape]."""
         super().__init__()
@@ -197,7 +206,6 @@ class Mask(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Masked weight, same shape."""
-        assert isinstance(self.mask, Tensor)
         return weight * self.mask
 
 
@@ -262,10 +270,12 @@ def mask_of(module: nn.Module) -> Tensor | None:
 def latent_weight(module: nn.Module) -> Tensor:
     """The float weight under the parametrization, masked where there is a mask."""
     if not parametrize.is_parametrized(module, "weight"):
-        return module.weight.detach()  # type: ignore[operator, union-attr, return-value]
-    original: Tensor = module.parametrizations.weight.original.detach()  # type: ignore[union-attr, assignment]
+        weight = module.weight
+    else:
+        weight = module.parametrizations.weight.original  # type: ignore[union-attr]
+    assert isinstance(weight, Tensor)
     mask = mask_of(module)
-    return original if mask is None else original * mask
+    return weight.detach() if mask is None else weight.detach() * mask
 
 
 def _quantize_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

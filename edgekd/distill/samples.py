@@ -35,6 +35,8 @@ def accuracy(outputs: Arrays, labels: NDArray[np.int64], io: IO) -> float:
 def save(path: Path, samples: Arrays, **recorded: Arrays) -> None:
     """Write ``samples.npz``: the samples and each network's outputs as ``<who>.<output>``."""
     named = {
-        f"{who}.{name}": array for who, outputs in recorded.items() for name, array in outputs.items()
+        f"{who}.{name}": array
+        for who, outputs in recorded.items()
+        for name, array in outputs.items()
     }
     np.savez(path, **samples, **named)  # type: ignore[arg-type]

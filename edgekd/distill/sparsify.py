@@ -2,8 +2,8 @@
 
 Model Optimizer works on a copy of the network and only its masks are taken, so none of its dynamic
 classes is in what trains or ships. It skips a layer it does not like with a warning and an all-ones
-mask; therefore each planned layer is checked: a mask is there, it is exactly half zeros in every group
-of four along k, and it keeps the larger magnitudes.
+mask; therefore each planned layer is checked: a mask is there, it is exactly half zeros in every
+group of four along k, and it keeps the larger magnitudes.
 """
 
 from __future__ import annotations

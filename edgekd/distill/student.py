@@ -64,7 +64,11 @@ def question(recipe: Recipe, teacher: Artifact, arm: StudentArm) -> Question:
     }
     sources = {
         "edgekd": source_hash(
-            "edgekd.distill", "edgekd.models", "edgekd.data", "edgekd.eligible", "edgekd.quant",
+            "edgekd.distill",
+            "edgekd.models",
+            "edgekd.data",
+            "edgekd.eligible",
+            "edgekd.quant",
             "edgekd.sparse24",
         ),
         **user_sources(recipe, spec),
@@ -220,8 +224,8 @@ def _record(
         "macs_share_sparse": eligible.share_of_macs(rows, "sparse"),
     }
     progress.say(
-        f"student: accuracy {results['accuracy']:.2%} (teacher {results['teacher_accuracy']:.2%}) on "
-        f"{results['samples']} samples; {results['layers_int8']} of {results['layers']} layers INT8, "
-        f"{results['layers_sparse']} of them 2:4"
+        f"student: accuracy {results['accuracy']:.2%} (teacher {results['teacher_accuracy']:.2%}) "
+        f"on {results['samples']} samples; {results['layers_int8']} of {results['layers']} layers "
+        f"INT8, {results['layers_sparse']} of them 2:4"
     )
     return results

@@ -80,9 +80,7 @@ def _write(recipe: Recipe, work: Work) -> Mapping[str, Any]:
             label="fit teacher",
             model=model,
             loss=lambda inputs, target: {
-                "labels": losses.labels(
-                    models.forward(model, inputs, examples.io)[output], target
-                )
+                "labels": losses.labels(models.forward(model, inputs, examples.io)[output], target)
             },
             split=examples.train,
             settings=recipe.teacher.fit,

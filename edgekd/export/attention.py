@@ -1,8 +1,8 @@
 """How many attention blocks a graph has: what an engine must fuse, counted on the file that ships.
 
-An attention block is a Softmax fed by a product of two activations (Q K^T) whose result feeds another
-product of two activations (P V). Between them only element-wise and shape operators may stand: scale,
-mask, relative-position bias, dropout's leftovers, Q/DQ.
+An attention block is a Softmax fed by a product of two activations (Q K^T) whose result feeds
+another product of two activations (P V). Between them only element-wise and shape operators may
+stand: scale, mask, relative-position bias, dropout's leftovers, Q/DQ.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 import onnx_ir as ir
 
 _THROUGH = {
-    "Add", "Cast", "Clip", "DequantizeLinear", "Div", "Dropout", "Expand", "Identity", "IsNaN", "Mul",
-    "QuantizeLinear", "Reshape", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
+    "Add", "Cast", "Clip", "DequantizeLinear", "Div", "Dropout", "Expand", "Identity", "IsNaN",
+    "Mul", "QuantizeLinear", "Reshape", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 _WEIGHT = {"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Transpose"}
 
@@ -21,9 +21,7 @@ _WEIGHT = {"Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", 
 def count_attention(model: ir.Model) -> int:
     """Number of attention blocks in a graph."""
     return sum(
-        node.op_type == "Softmax"
-        and _reaches(node, _producers)
-        and _reaches(node, _consumers)
+        node.op_type == "Softmax" and _reaches(node, _producers) and _reaches(node, _consumers)
         for node in model.graph
     )
 

@@ -1,8 +1,8 @@
 """The export stage: Teacher or Student in, OnnxModel out, with the Samples it was proven on.
 
-Everything it claims is checked on the files that ship: legal graphs, integer weights exactly 2:4 along
-k, zero points 0, equal integers and scales in both graphs, and ONNX Runtime against the student. The
-Samples are written first, so a graph names the samples it was proven on as a parent.
+Everything it claims is checked on the files that ship: legal graphs, integer weights exactly 2:4
+along k, zero points 0, equal integers and scales in both graphs, and ONNX Runtime against the
+student. The Samples are written first, so a graph names the samples it was proven on as a parent.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ def _write(source: Artifact, samples: Artifact, settings: Export, work: Work) ->
     model = models.build(source.read_json("model.json"))
     models.load_weights(model, source.file("model.safetensors"))
     model.eval()
-    example = models.tensors({n: a[:2].repeat(2 // min(2, len(a)), 0) for n, a in inputs.items()}, model)
+    example = models.tensors(
+        {n: a[:2].repeat(2 // min(2, len(a)), 0) for n, a in inputs.items()}, model
+    )
     rows = _rows(source, model, example, io)
     if any(row.int8 for row in rows):
         qdq_form.attach(model, rows, load_file(source.file("quantizers.safetensors")))

@@ -1,16 +1,17 @@
-"""Does the graph that ships compute what the student computes? Measured, on the samples that travel.
+"""Does the graph that ships compute what the student computes? Measured on the samples.
 
-Both sides do the same arithmetic on the same integers, but sums of floats are taken in another order,
-so here and there an activation that lies on a rounding boundary falls on the other side. The share of
-input integers that differ and the largest step between two of them say whether that is all there is: a
-wrong scale, a lost mask or a misplaced Q/DQ shows up as many or as large ones.
+Both sides do the same arithmetic on the same integers, but sums of floats are taken in another
+order, so here and there an activation that lies on a rounding boundary falls on the other side. The
+share of input integers that differ and the largest step between two of them say whether that is all
+there is: a wrong scale, a lost mask or a misplaced Q/DQ shows up as many or as large ones.
 
-A comparison proves nothing where the outputs hardly vary from sample to sample (tiny initialisations
-do that), so the variation is reported beside it and a vacuous comparison says so.
+A comparison proves nothing where the outputs hardly vary from sample to sample (tiny
+initialisations do that), so the variation is reported beside it and a vacuous comparison says so.
 """
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from edgekd import models, qdq, quant
 from edgekd.data import IO, Arrays
 from edgekd.errors import ContractError
 
-# Limits of |difference| / |student|, both over all samples: rounding flips stay an order below, a wrong
-# scale or a lost layer lies an order above.
+# Limits of |difference| / |student|, both over all samples: rounding flips stay an order below, a
+# wrong scale or a lost layer lies an order above.
 FLOAT32_LIMIT = 0.05
 FLOAT16_LIMIT = 0.1
 VARIATION_FLOOR = 1e-3
@@ -82,7 +83,8 @@ def run(path: Path, inputs: Arrays, io: IO, extra: tuple[str, ...] = ()) -> Arra
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    # This rewrite makes int32 biases whose scale underflows in float16 graphs, and their output wrong.
+    # This rewrite makes int32 biases whose scale underflows in float16 graphs, and their output
+    # wrong.
     session = ort.InferenceSession(
         str(path),
         options,
@@ -106,18 +108,16 @@ def _difference(which: str, got: Arrays, wanted: Arrays, limit: float) -> dict[s
     for name, expected in wanted.items():
         if not np.isfinite(got[name]).all():
             raise ContractError(
-                f"export: {which} answers NaN or infinity at {name!r}: the network overflows there; "
+                f"export: {which} answers NaN or infinity at {name!r}: it overflows there; "
                 "leave the layers that do out of the INT8 plan or rescale the inputs"
             )
         gap = got[name] - expected
         largest = max(largest, float(np.abs(gap).max()))
-        relative = max(
-            relative, float(np.linalg.norm(gap) / (np.linalg.norm(expected) + 1e-30))
-        )
+        relative = max(relative, float(np.linalg.norm(gap) / (np.linalg.norm(expected) + 1e-30)))
     if relative > limit:
         raise ContractError(
             f"export: {which} differs from the student by {relative:.3g} of its size, expected at "
-            f"most {limit} (largest difference {largest:.3g}); the graph does not compute the student"
+            f"most {limit} (largest difference {largest:.3g}): it does not compute the student"
         )
     return {"largest_difference": largest, "relative": relative}
 
@@ -158,9 +158,7 @@ def _torch_integers(model: nn.Module, inputs: Arrays, io: IO) -> dict[str, NDArr
 
     suffix = ".input_quantizer"
     handles = [
-        module.register_forward_pre_hook(
-            lambda module, args, layer=name.removesuffix(suffix): keep(layer, module, args)  # type: ignore[misc]
-        )
+        module.register_forward_pre_hook(functools.partial(keep, name.removesuffix(suffix)))
         for name, module in model.named_modules()
         if name.endswith(suffix)
     ]

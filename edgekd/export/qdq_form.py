@@ -1,10 +1,10 @@
 """The form of a student that is exported: snapped weights and standard Q/DQ.
 
 The plain network is rebuilt from the artifact; every planned layer gets its weight snapped to
-``q * scale`` and a QuantizeLinear/DequantizeLinear pair on weight and input. Float weights under Q/DQ,
-not int8 initializers: TensorRT's parser folds the former, while the latter makes a packed QKV run in
-half precision in silence (see the folder's README). Because weights are snapped and scales are
-float16 values, Q gives back the very integers in the fp32 graph and in the fp16 graph.
+``q * scale`` and a QuantizeLinear/DequantizeLinear pair on weight and input. Float weights under
+Q/DQ, not int8 initializers: TensorRT's parser folds the former, while the latter makes a packed QKV
+run in half precision in silence (see the folder's README). Because weights are snapped and scales
+are float16 values, Q gives back the very integers in the fp32 graph and in the fp16 graph.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class QDQ(torch.autograd.Function):
     """QuantizeLinear then DequantizeLinear: the same numbers in torch and, exported, in ONNX."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
-        """``clamp(round(x / scale), -128, 127) * scale``; scale float32[], or float32[n] on axis 0."""
+    def forward(_ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        """``clamp(round(x / scale), -128, 127) * scale``; scale is [], or [n] on axis 0."""
         spread = scale.reshape(-1, *[1] * (x.ndim - 1)) if scale.ndim else scale
         q = torch.round(x / spread).clamp(quant.INT8_MIN, quant.INT8_MAX)
         return q * spread
@@ -61,7 +61,8 @@ def attach(model: nn.Module, rows: Sequence[LayerPlan], quantizers: Mapping[str,
     Args:
         model: The plain network with the student's float (masked) weights.
         rows: The layer plan.
-        quantizers: ``<layer>.weight_scale`` float32[n], ``<layer>.input_scale`` float32[] and, for a
+        quantizers: ``<layer>.weight_scale`` float32[n], ``<layer>.input_scale`` float32[] and, for
+        a
             2:4 layer, ``<layer>.mask`` bool[weight shape].
 
     Raises:

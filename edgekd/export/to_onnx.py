@@ -1,9 +1,9 @@
 """From a torch network to the two graphs that ship.
 
-``ort.onnx`` keeps float32 outside the INT8 layers and is what ONNX Runtime runs; ``trt.onnx`` is the
-same graph with float16 outside them, strongly typed, because TensorRT fuses attention in half precision
-only. Model Optimizer's autocast makes the second: of the ways tried it is the one whose graph both
-checkers and both runtimes take (`.half()` before the export breaks LayerNorm's types).
+``ort.onnx`` keeps float32 outside the INT8 layers and is what ONNX Runtime runs; ``trt.onnx`` is
+the same graph with float16 outside them, strongly typed, because TensorRT fuses attention in half
+precision only. Model Optimizer's autocast makes the second: of the ways tried it is the one whose
+graph both checkers and both runtimes take (`.half()` before the export breaks LayerNorm's types).
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def convert_float16(source: Path, path: Path) -> None:
     model = qdq.load(path)
     for value in [*model.graph.input, *model.graph.output]:
         if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-            raise ContractError(f"export: {path.name} kept float32 at {value.name!r}, expected float16")
+            raise ContractError(
+                f"export: {path.name} kept float32 at {value.name!r}, expected float16"
+            )
 
 
 class _Positional(nn.Module):

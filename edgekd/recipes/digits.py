@@ -1,8 +1,8 @@
 """Real handwritten digits that every installation of scikit-learn carries.
 
 1797 grey images of 8 x 8 pixels with values 0 to 16 (UCI Optical Recognition of Handwritten Digits,
-test part). The split is stratified and fixed: 1437 to train, 360 to evaluate; one evaluation image is
-0.28 percentage points.
+test part). The split is stratified and fixed: 1437 to train, 360 to evaluate; one evaluation image
+is 0.28 percentage points.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Rules: the exporter's wrapper is named ``network.`` in front of every name and goes; then an
 initializer ``<layer>.parametrizations.weight.original`` becomes ``<layer>.weight``, its scale
-``<layer>.weight_scale`` and the input's ``<layer>.input_scale``. Every proof that reads a shipped file
-finds layers by these names.
+``<layer>.weight_scale`` and the input's ``<layer>.input_scale``. Every proof that reads a shipped
+file finds layers by these names.
 """
 
 from __future__ import annotations

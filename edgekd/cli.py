@@ -1,0 +1,196 @@
+"""The command line: each verb calls one function of the same name with the same parameter names.
+
+stdout is the result, a path or with ``--json`` a document; stderr is for people. Exit codes: 0
+done, 1 a violation or regression was found, 2 the command line is wrong, 3 an `EdgekdError` in one
+sentence, 4 inconclusive, 130 Ctrl-C. A traceback is a bug. Nothing heavy is imported until a verb
+needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from edgekd import artifact, kinds, recipe, target
+from edgekd.artifact import Artifact
+from edgekd.errors import EdgekdError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON document, not a path."
+)
+recipe_argument = click.argument("recipe_name", metavar="RECIPE")
+source_argument = click.argument("path", metavar="ARTIFACT", type=click.Path(path_type=Path))
+out_option = click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory of artifacts.  [default: out, or where the given artifact lies]",
+)
+
+
+class _Cli(click.Group):
+    """Turns an `EdgekdError` into one sentence and exit code 3, Ctrl-C into 130."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command line; always exits."""
+        try:
+            super().main(*args, **{**kwargs, "standalone_mode": False})
+        except EdgekdError as error:
+            click.echo(f"edgekd: {error}", err=True)
+            sys.exit(3)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            click.echo("edgekd: stopped; the same command goes on from here", err=True)
+            sys.exit(130)
+        sys.exit(0)
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="edgekd")
+def main() -> None:
+    """Compile a teacher network into a 2:4-sparse INT8 student for an edge device, with proof."""
+
+
+@main.command()
+@recipe_argument
+@click.option("--target", "targets", multiple=True, help="Device to build for; may be repeated.")
+@out_option
+@json_option
+def run(recipe_name: str, targets: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+    """Run the whole chain: teacher, students, graphs, engines or Bundles, accuracy, report.
+
+    RECIPE is a TOML file or the name of a shipped one, for example digits-vit.
+    """
+    from edgekd.run import run
+
+    chosen = [target.load(name) for name in targets]
+    result = run(recipe.load(recipe_name), chosen, out or Path("out"))
+    if as_json:
+        made = [_document(each) for each in result.artifacts]
+        click.echo(json.dumps({"report": str(result.report), "artifacts": made}))
+    else:
+        click.echo(result.report)
+
+
+@main.command()
+@recipe_argument
+@click.option("--arm", type=click.Choice(["sparse", "dense"]), default="sparse", show_default=True)
+@out_option
+@json_option
+def compress(recipe_name: str, arm: Any, out: Path | None, as_json: bool) -> None:
+    """Distill and export: from a RECIPE to the proven ONNX graphs of its student."""
+    from edgekd.distill.student import distill
+    from edgekd.export.model import export
+
+    loaded, out = recipe.load(recipe_name), out or Path("out")
+    _print(export(distill(loaded, out, arm), out, loaded.export), as_json)
+
+
+@main.command()
+@recipe_argument
+@click.option("--arm", type=click.Choice(["sparse", "dense"]), default="sparse", show_default=True)
+@out_option
+@json_option
+def distill(recipe_name: str, arm: Any, out: Path | None, as_json: bool) -> None:
+    """Train the student of a RECIPE (and its teacher first, if the recipe says so)."""
+    from edgekd.distill.student import distill
+
+    _print(distill(recipe.load(recipe_name), out or Path("out"), arm), as_json)
+
+
+@main.command()
+@source_argument
+@out_option
+@json_option
+def export(path: Path, out: Path | None, as_json: bool) -> None:
+    """Export a Student (INT8, Q/DQ) or a Teacher (float): two ONNX graphs, proven."""
+    source = artifact.load(path, kinds.STUDENT, kinds.TEACHER)
+    from edgekd.export.model import export
+
+    _print(export(source, out or path.parent), as_json)
+
+
+@main.command()
+@source_argument
+@click.option("--target", "target_name", required=True, help="Device to build for.")
+@click.option("--bundle", is_flag=True, help="Make a Bundle even where the engine could be built.")
+@click.option(
+    "--arm",
+    "arms",
+    multiple=True,
+    metavar="NAME=ARTIFACT",
+    help="Another graph for the Bundle to compare, for example dense=out/onnx-model-...",
+)
+@out_option
+@json_option
+def build(
+    path: Path,
+    target_name: str,
+    bundle: bool,
+    arms: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Build an OnnxModel's engine, or the Bundle that builds it on the device."""
+    model = artifact.load(path, kinds.ONNX_MODEL)
+    wanted = target.load(target_name)
+    from edgekd.engine.build import build
+
+    named = dict(_arm(text) for text in arms)
+    _print(build(model, wanted, out or path.parent, bundle=bundle, arms=named), as_json)
+
+
+@main.command()
+@source_argument
+@click.option(
+    "--samples",
+    "samples_path",
+    type=click.Path(path_type=Path),
+    help="Samples to use.  [default: the ones the artifact was proven on]",
+)
+@out_option
+@json_option
+def evaluate(path: Path, samples_path: Path | None, out: Path | None, as_json: bool) -> None:
+    """Measure accuracy and fidelity to the teacher of an OnnxModel or an Engine."""
+    model = artifact.load(path, kinds.ONNX_MODEL, kinds.ENGINE)
+    samples = None if samples_path is None else artifact.load(samples_path, kinds.SAMPLES)
+    from edgekd.evaluate import evaluate
+
+    _print(evaluate(model, out or path.parent, samples), as_json)
+
+
+@main.command()
+@source_argument
+@json_option
+def inspect(path: Path, as_json: bool) -> None:
+    """Verify an artifact and print what it is, what it holds and what was proven of it."""
+    found = artifact.load(path)
+    if as_json:
+        click.echo(found.manifest.model_dump_json(by_alias=True))
+    else:
+        from edgekd.report.describe import describe
+
+        click.echo(describe(found))
+
+
+def _arm(text: str) -> tuple[str, Artifact]:
+    name, separator, path = text.partition("=")
+    if not separator or not name or not path:
+        raise click.BadParameter(f"{text!r}: expected NAME=ARTIFACT", param_hint="--arm")
+    return name, artifact.load(Path(path), kinds.ONNX_MODEL)
+
+
+def _print(made: Artifact, as_json: bool) -> None:
+    click.echo(json.dumps(_document(made)) if as_json else str(made.path))
+
+
+def _document(made: Artifact) -> dict[str, Any]:
+    return {"path": str(made.path), "kind": made.kind, "id": made.id, "results": made.results}

@@ -1,0 +1,97 @@
+"""The whole chain, readable in one page: teacher, students, graphs, engines and Bundles, report.
+
+Each arm of a recipe is one graph that a device compares: ``fp16`` is the teacher without
+quantization, ``dense`` the INT8 student, ``sparse`` the 2:4 INT8 student with the same steps,
+losses and seed. The main arm is the most compressed one. Whatever was answered before is taken from
+cache, so the same command after a kill goes on where it stood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekd import artifact, kinds, progress
+from edgekd.artifact import Artifact
+from edgekd.errors import ConfigError
+from edgekd.recipe import Arm, Recipe
+from edgekd.target import Target
+
+MAIN_FIRST = ("sparse", "dense", "fp16")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made: every artifact in the order it was made, and the page that shows them."""
+
+    artifacts: list[Artifact]
+    report: Path
+
+
+def run(recipe: Recipe, targets: Sequence[Target], out: Path) -> Result:
+    """Compile a recipe for some targets.
+
+    Args:
+        recipe: What to compress and how.
+        targets: Devices to build for; none means the graphs and the report alone.
+        out: Directory of artifacts; ``report.html`` is written there.
+
+    Raises:
+        EdgekdError: Whatever stage met a problem says so; finished artifacts stay.
+    """
+    from edgekd.distill.teacher import teach
+    from edgekd.engine.build import build
+    from edgekd.evaluate import evaluate
+    from edgekd.report import report
+
+    if len(set(recipe.arms)) != len(recipe.arms):
+        raise ConfigError(f"recipe {recipe.name}: arms are {recipe.arms}: name each arm once")
+    made: list[Artifact] = []
+    with progress.stage("teacher") as done:
+        made.append(teach(recipe, out))
+        done(made[-1].path.name)
+    graphs: dict[str, Artifact] = {}
+    for arm in sorted(recipe.arms, key=MAIN_FIRST.index):
+        made += _student_and_graph(recipe, made[0], arm, out)
+        graphs[arm] = made[-1]
+    main, *others = graphs
+    runnable = list(graphs.values())
+    for target in targets:
+        with progress.stage(f"build for {target.name}") as done:
+            arms = {name: graphs[name] for name in others}
+            built = build(graphs[main], target, out, arms=arms)
+            done(built.path.name)
+        made += [built, *_evidence(built)]
+        runnable += [built] if built.kind == "Engine" else []
+    for model in runnable:
+        with progress.stage(f"evaluate {model.config['arm']} {model.kind}") as done:
+            made.append(evaluate(model, out))
+            done(made[-1].path.name)
+    with progress.stage("report") as done:
+        page = report(made, out / "report.html")
+        done(str(page))
+    return Result(made, page)
+
+
+def _student_and_graph(recipe: Recipe, teacher: Artifact, arm: Arm, out: Path) -> list[Artifact]:
+    """The Student of an arm (none for the float one), its Samples, its OnnxModel last."""
+    from edgekd.distill.student import distill
+    from edgekd.export.model import export
+
+    source = teacher
+    if arm != "fp16":
+        with progress.stage(f"distill {arm}") as done:
+            source = distill(recipe, out, arm)
+            done(source.path.name)
+    with progress.stage(f"export {arm}") as done:
+        graph = export(source, out, recipe.export)
+        done(graph.path.name)
+    samples = artifact.parent(graph, "samples", kinds.SAMPLES)
+    return [*([] if source is teacher else [source]), samples, graph]
+
+
+def _evidence(built: Artifact) -> list[Artifact]:
+    """The engines that were built beside a Bundle to see what a builder makes of its graphs."""
+    roles = [role for role in built.manifest.parents if role.startswith("evidence")]
+    return [artifact.parent(built, role, kinds.ENGINE) for role in sorted(roles)]

@@ -1,0 +1,189 @@
+"""Data is checked once, where it enters, and says which example is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgekd import data
+from edgekd.data import IO, ArraySplit, Data, Tensor
+from edgekd.errors import ConfigError
+
+PIXELS = Tensor(name="pixels", dtype="float32", shape=["batch", 1, 2], range=(0.0, 1.0))
+
+
+def images(n: int = 3) -> NDArray[Any]:
+    return np.linspace(0, 1, n * 2, dtype=np.float32).reshape(n, 1, 2)
+
+
+def describe(*inputs: Tensor) -> IO:
+    logits = Tensor(name="logits", dtype="float32", shape=["batch", 3])
+    return IO(inputs=list(inputs), outputs=[logits], labels=["a", "b", "c"], preprocess={})
+
+
+def whole(**changes: Any) -> Data:
+    good = ArraySplit({"pixels": images()}, np.array([0, 1, 2]))
+    fields: dict[str, Any] = {"train": good, "evaluation": good, "io": describe(PIXELS)}
+    return Data(**{**fields, **changes})
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Loads data through a module a recipe could name."""
+    (tmp_path / "some_data.py").write_text("made = None\n\ndef load():\n    return made\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import some_data  # type: ignore[import-not-found]
+
+    def through_the_module(made: Any) -> Data:
+        monkeypatch.setattr(some_data, "made", made)
+        return data.load("python:some_data:load")
+
+    return through_the_module
+
+
+def test_load_returns_what_the_callable_made(load: Any) -> None:
+    made = whole()
+    assert load(made) is made
+
+
+def test_rows_are_taken_by_index_inputs_and_labels_together() -> None:
+    split = ArraySplit({"x": np.arange(10.0), "y": np.arange(20).reshape(10, 2)}, np.arange(10) % 3)
+    inputs, labels = split.take(np.array([7, 2, 2]))
+    assert len(split) == 10
+    assert inputs["x"].tolist() == [7.0, 2.0, 2.0]
+    assert inputs["y"].tolist() == [[14, 15], [4, 5], [4, 5]]
+    assert labels.tolist() == [1, 2, 2]
+
+
+def test_rows_and_labels_must_agree() -> None:
+    with pytest.raises(
+        ConfigError, match="input 'pixels' has 3 rows, labels has 4: give one label"
+    ):
+        ArraySplit({"pixels": images()}, np.zeros(4, np.int64))
+
+
+def test_another_type_is_told(load: Any) -> None:
+    with pytest.raises(ConfigError, match=re.escape("returned tuple, expected edgekd.data.Data")):
+        load((1, 2))
+
+
+def changed(pixels: NDArray[Any], labels: Any = (0, 1, 2)) -> ArraySplit:
+    return ArraySplit({"pixels": pixels}, np.asarray(labels))
+
+
+NAN = np.where(np.arange(6).reshape(3, 1, 2) == 3, np.nan, images()).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        (changed(images(0), np.zeros(0, np.int64)), "holds 0 examples, expected at least 1"),
+        (changed(images(), [0, 3, -1]), "example 1 has label 3, expected 0 to 2 (3 classes)"),
+        (changed(images(), [0, 1, -1]), "example 2 has label -1, expected 0 to 2 (3 classes)"),
+        (
+            changed(images(), [0.0, 1.0, 2.0]),
+            "labels of 3 examples are float64[3], expected int64[3]",
+        ),
+        (
+            changed(images(), [[0], [1], [2]]),
+            "labels of 3 examples are int64[3, 1], expected int64[3]",
+        ),
+        (
+            changed(images().astype(np.float64)),
+            "input 'pixels' is float64[1, 2] an example, expected float32[1, 2]",
+        ),
+        (
+            changed(images().reshape(3, 2)),
+            "input 'pixels' is float32[2] an example, expected float32[1, 2]",
+        ),
+        (
+            changed(np.zeros((3, 1, 4), np.float32)),
+            "input 'pixels' is float32[1, 4] an example, expected float32[1, 2]",
+        ),
+        (changed(NAN), "input 'pixels' holds NaN or infinity: clean the data"),
+        (changed(np.full_like(images(), np.inf)), "input 'pixels' holds NaN or infinity"),
+        (
+            ArraySplit({"image": images(), "mask": images()}, np.zeros(3, np.int64)),
+            "input 'pixels' is missing; found image, mask",
+        ),
+    ],
+)
+def test_each_problem_is_one_sentence(load: Any, split: ArraySplit, expected: str) -> None:
+    for name in ("train", "evaluation"):
+        with pytest.raises(ConfigError) as caught:
+            load(whole(**{name: split}))
+        said = str(caught.value)
+        assert said.startswith(f"data.source 'python:some_data:load', {name} split: {expected}")
+        assert "\n" not in said
+
+
+def test_a_split_that_returns_other_rows_than_asked_is_told(load: Any) -> None:
+    class Wrong(ArraySplit):
+        """Gives every image whatever rows are asked for."""
+
+        def take(self, rows: NDArray[np.int64]) -> Any:
+            return {"pixels": images(5)}, self.labels[rows]
+
+    with pytest.raises(ConfigError, match="input 'pixels' has 5 rows for 3 examples"):
+        load(whole(train=Wrong({"pixels": images()}, np.array([0, 1, 2]))))
+
+
+def test_a_wrong_example_past_the_first_chunk_is_counted_from_the_start(load: Any) -> None:
+    labels = np.zeros(5000, np.int64)
+    labels[4500] = 9
+    with pytest.raises(ConfigError, match="example 4500 has label 9"):
+        load(whole(train=ArraySplit({"pixels": images(5000)}, labels)))
+
+
+def test_sizes_that_vary_may_vary(load: Any) -> None:
+    tokens = Tensor(name="tokens", dtype="int64", shape=["batch", "length"])
+    split = ArraySplit({"tokens": np.zeros((3, 7), np.int64)}, np.array([0, 1, 2]))
+    load(whole(train=split, evaluation=split, io=describe(tokens)))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["some_data:load", "hf:some_data:load", "python:some_data", "python::load", "python:os:", ""],
+)
+def test_a_spec_of_another_form_is_told(spec: str) -> None:
+    expected = f"data.source: found {spec!r}, expected python:<module>:<callable>"
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        data.load(spec)
+
+
+def test_a_relative_module_is_told() -> None:
+    with pytest.raises(ConfigError, match=re.escape("found 'python:.x:load', expected python:")):
+        data.python_object("python:.x:load", "teacher.model")
+
+
+def test_what_cannot_be_imported_is_told() -> None:
+    expected = "teacher.model: cannot import 'no_such_module': No module named 'no_such_module'"
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        data.python_object("python:no_such_module:net", "teacher.model")
+
+
+@pytest.mark.parametrize("name", ["no_such_name", "__name__"])
+def test_what_is_no_callable_is_told(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"m: module 'json' has no callable '{name}'"):
+        data.python_object(f"python:json:{name}", "m")
+
+
+def test_python_object_returns_the_callable() -> None:
+    assert data.python_object("python:edgekd.data:load", "m") is data.load
+
+
+def test_python_module_names_the_module_or_none() -> None:
+    assert data.python_module("python:a.b:c") == "a.b"
+    assert data.python_module("hf:a:b") is None
+    assert data.python_module("python:a") is None
+
+
+def test_io_refuses_keys_it_does_not_know() -> None:
+    with pytest.raises(ValueError, match="layout"):
+        IO.model_validate({**describe(PIXELS).model_dump(), "layout": "NCHW"})

@@ -1,0 +1,203 @@
+"""A recipe is checked where it enters; every problem is told, all of them together."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from edgekd import recipe
+from edgekd.errors import ConfigError
+from edgekd.recipe import Recipe, Section
+
+MINIMAL: dict[str, Any] = {
+    "name": "tiny",
+    "teacher": {"model": "python:somewhere:net"},
+    "data": {"source": "python:somewhere:data"},
+    "distill": {"steps": 10},
+}
+
+
+def with_change(path: str, value: Any) -> dict[str, Any]:
+    document = copy.deepcopy(MINIMAL)
+    *sections, key = path.split(".")
+    target = document
+    for section in sections:
+        target = target.setdefault(section, {})
+    target[key] = value
+    return document
+
+
+def told(document: dict[str, Any]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        recipe.parse(document, "tiny.toml")
+    message = str(caught.value)
+    assert message.startswith("tiny.toml: ")
+    assert "\n" not in message
+    return message.removeprefix("tiny.toml: ")
+
+
+def test_defaults_of_a_minimal_recipe() -> None:
+    found = recipe.parse(MINIMAL, "tiny.toml")
+    assert found.arms == ["fp16", "dense", "sparse"]
+    assert (found.seed, found.threads) == (0, None)
+    assert (found.distill.steps, found.distill.batch_size) == (10, 32)
+    assert (found.distill.losses.logits, found.distill.losses.temperature) == (1.0, 2.0)
+    assert (found.export.batch_min, found.export.batch_opt, found.export.batch_max) == (1, 8, 64)
+    assert found.sparsity.include == found.quantization.include == ["*"]
+    assert found.student.model is None
+
+
+def test_a_recipe_is_frozen_and_survives_its_own_dump() -> None:
+    found = recipe.parse(MINIMAL, "tiny.toml")
+    with pytest.raises(ValidationError):
+        found.seed = 1
+    assert recipe.parse(found.model_dump(), "again") == found
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        (
+            "distill.step",
+            3,
+            'unknown key distill.step: did you mean "steps"? There are: batch_size,',
+        ),
+        (
+            "distil",
+            {},
+            'unknown key distil: did you mean "distill"? There are: arms, data, distill,',
+        ),
+        ("distill.losses.logit", 1.0, 'unknown key distill.losses.logit: did you mean "logits"?'),
+        (
+            "teacher.fit",
+            {"steps": 1, "lr": 0.1},
+            "unknown key teacher.fit.lr: There are: batch_size",
+        ),
+        (
+            "distill.steps",
+            -1,
+            "distill.steps: input should be greater than or equal to 0 (found -1)",
+        ),
+        ("distill.steps", "10", "distill.steps: input should be a valid integer (found '10')"),
+        ("distill.steps", 1.5, "distill.steps: input should be a valid integer (found 1.5)"),
+        ("distill.batch_size", 0, "distill.batch_size: input should be greater than or equal to 1"),
+        ("distill.learning_rate", 0.0, "distill.learning_rate: input should be greater than 0 "),
+        ("distill.learning_rate", float("inf"), "distill.learning_rate: input should be a finite"),
+        ("distill.weight_decay", float("nan"), "distill.weight_decay: input should be a finite"),
+        ("distill.warmup", 2, "distill.warmup: input should be less than or equal to 1 (found 2)"),
+        (
+            "name",
+            "Tiny net",
+            "name: string should match pattern '^[a-z0-9][a-z0-9-]*$' (found 'Tiny",
+        ),
+        ("arms", [], "arms: list should have at least 1 item after validation, not 0"),
+        ("arms", ["int4"], "arms.0: input should be 'fp16', 'dense' or 'sparse' (found 'int4')"),
+        (
+            "sparsity.method",
+            "random",
+            "sparsity.method: input should be 'magnitude' (found 'random')",
+        ),
+        ("threads", 0, "threads: input should be greater than or equal to 1 (found 0)"),
+        ("export.opset", 21, "export.opset: input should be less than or equal to 20 (found 21)"),
+        ("data.samples", True, "data.samples: input should be a valid integer (found True)"),
+        ("teacher", "vit", "teacher: input should be a valid dictionary"),
+        (
+            "distill.losses",
+            {"logits": 0.0, "blocks": 0.0},
+            "distill.losses: all loss weights are 0: give at least one of logits, blocks, labels",
+        ),
+        (
+            "export",
+            {"batch_min": 4, "batch_opt": 2},
+            "export: batch sizes are min 4, opt 2, max 64: they must not decrease",
+        ),
+        (
+            "teacher",
+            {"model": "m", "checkpoint": "c", "fit": {"steps": 1}},
+            "the recipe: teacher.checkpoint and teacher.fit are both given: keep one",
+        ),
+    ],
+)
+def test_each_problem_is_one_sentence(path: str, value: Any, expected: str) -> None:
+    assert told(with_change(path, value)).startswith(expected)
+
+
+def test_missing_keys_are_named() -> None:
+    document = {key: value for key, value in MINIMAL.items() if key != "distill"}
+    assert told(document) == "distill is missing"
+
+
+def test_all_problems_are_told_together() -> None:
+    document = with_change("distill.steps", -1)
+    document["sead"] = 1
+    del document["data"]["source"]
+    message = told(document)
+    assert message.startswith("3 problems: ")
+    problems = message.removeprefix("3 problems: ").split("; ")
+    assert problems[0] == "data.source is missing"
+    assert problems[1] == "distill.steps: input should be greater than or equal to 0 (found -1)"
+    assert problems[2].startswith('unknown key sead: did you mean "seed"? There are: arms, ')
+
+
+def test_unknown_keys_inside_lists_of_sections_name_their_neighbours() -> None:
+    class Row(Section):
+        """A section in a list."""
+
+        height: int
+
+    class Table(Section):
+        """A file with a list of sections."""
+
+        rows: list[Row]
+
+    with pytest.raises(ConfigError, match=r'unknown key rows\.0\.heigt: did you mean "height"\?'):
+        recipe.check(Table, {"rows": [{"height": 1, "heigt": 2}]}, "table.toml")
+
+
+def test_load_from_a_file_remembers_where_it_lies(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(
+        'name = "tiny"\nteacher.model = "hf:net"\ndata.source = "python:a:b"\ndistill.steps = 1\n'
+    )
+    found = recipe.load(file)
+    assert isinstance(found, Recipe)
+    assert found.base == tmp_path
+    assert found.teacher.model == "hf:net"
+
+
+def test_the_shipped_recipe_loads_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits-vit").mkdir()
+    found = recipe.load("digits-vit")
+    assert found.name == "digits-vit"
+    assert (found.base / "digits-vit.toml").is_file()
+
+
+def test_a_name_that_does_not_exist_is_answered_with_those_that_do() -> None:
+    with pytest.raises(ConfigError) as caught:
+        recipe.load("digit-vit")
+    assert str(caught.value).startswith(
+        "recipe 'digit-vit': no such file, and no shipped recipe has that name. "
+        'did you mean "digits-vit"? There are: '
+    )
+
+
+def test_what_is_not_toml_is_told_with_line_and_column(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text('name = "x"\nsteps = \n')
+    with pytest.raises(ConfigError, match=r"bad\.toml: is not TOML: .*line 2, column"):
+        recipe.load(file)
+    file.write_bytes(b'name = "\xff"')
+    with pytest.raises(ConfigError, match=r"bad\.toml: is not TOML: .*utf-8"):
+        recipe.load(file)
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.toml: no such file"):
+        recipe.read_toml(tmp_path / "absent.toml")
+    with pytest.raises(ConfigError, match=f"{tmp_path.name}: cannot be read: Is a directory"):
+        recipe.read_toml(tmp_path)
