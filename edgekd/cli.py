@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import click
 
-from edgekd import artifact, kinds, recipe, target
+from edgekd import artifact, kinds, progress, recipe, target
 from edgekd.artifact import Artifact
 from edgekd.errors import EdgekdError
 
@@ -91,7 +91,11 @@ def compress(recipe_name: str, arm: Any, out: Path | None, as_json: bool) -> Non
     from edgekd.export.model import export
 
     loaded, out = recipe.load(recipe_name), out or Path("out")
-    _print(export(distill(loaded, out, arm), out, loaded.export), as_json)
+    with progress.stage(f"distill {arm}"):
+        student = distill(loaded, out, arm)
+    with progress.stage(f"export {arm}"):
+        made = export(student, out, loaded.export)
+    _print(made, as_json)
 
 
 @main.command()
@@ -103,7 +107,10 @@ def distill(recipe_name: str, arm: Any, out: Path | None, as_json: bool) -> None
     """Train the student of a RECIPE (and its teacher first, if the recipe says so)."""
     from edgekd.distill.student import distill
 
-    _print(distill(recipe.load(recipe_name), out or Path("out"), arm), as_json)
+    loaded = recipe.load(recipe_name)
+    with progress.stage(f"distill {arm}"):
+        made = distill(loaded, out or Path("out"), arm)
+    _print(made, as_json)
 
 
 @main.command()
@@ -115,7 +122,9 @@ def export(path: Path, out: Path | None, as_json: bool) -> None:
     source = artifact.load(path, kinds.STUDENT, kinds.TEACHER)
     from edgekd.export.model import export
 
-    _print(export(source, out or path.parent), as_json)
+    with progress.stage(f"export {path.name}"):
+        made = export(source, out or path.parent)
+    _print(made, as_json)
 
 
 @main.command()
@@ -145,7 +154,9 @@ def build(
     from edgekd.engine.build import build
 
     named = dict(_arm(text) for text in arms)
-    _print(build(model, wanted, out or path.parent, bundle=bundle, arms=named), as_json)
+    with progress.stage(f"build for {wanted.name}"):
+        made = build(model, wanted, out or path.parent, bundle=bundle, arms=named)
+    _print(made, as_json)
 
 
 @main.command()
@@ -164,7 +175,9 @@ def evaluate(path: Path, samples_path: Path | None, out: Path | None, as_json: b
     samples = None if samples_path is None else artifact.load(samples_path, kinds.SAMPLES)
     from edgekd.evaluate import evaluate
 
-    _print(evaluate(model, out or path.parent, samples), as_json)
+    with progress.stage(f"evaluate {path.name}"):
+        made = evaluate(model, out or path.parent, samples)
+    _print(made, as_json)
 
 
 @main.command()

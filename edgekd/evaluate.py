@@ -228,7 +228,7 @@ def _compare(live: Arrays, expected: Arrays | None, name: str) -> dict[str, Any]
     if expected is None:
         return {
             "compared": False,
-            "reason": "these are not the Samples the model was exported with",
+            "reason": "other Samples than the model was exported with",
         }
     found, wanted = live[name].astype(np.float64), expected[name].astype(np.float64)
     if found.shape != wanted.shape:

@@ -10,6 +10,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 
 def say(message: str) -> None:
@@ -19,15 +20,19 @@ def say(message: str) -> None:
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[Callable[[str], None]]:
-    """Announce a stage when it ends: its name, what came out, how long it took.
+    """Show that a stage is at work; when it ends, its name, how long it took and what came out.
+
+    Args:
+        name: What is done, for example ``export sparse``.
 
     Yields:
-        A function that takes the sentence to show beside the name.
+        A function that takes the words to show beside the name.
     """
     outcome: list[str] = []
     started = time.perf_counter()
-    yield outcome.append
-    say(f"{name:<18} {time.perf_counter() - started:7.1f} s  {' '.join(outcome)}")
+    with _spinner(name):
+        yield outcome.append
+    say(f"{name:<40} {time.perf_counter() - started:7.1f} s  {' '.join(outcome)}")
 
 
 @contextlib.contextmanager
@@ -41,16 +46,12 @@ def bar(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
     Yields:
         A function of (steps done so far, short note such as the loss).
     """
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError:
+    console = _terminal()
+    if console is None:
         yield _plain(label, total)
         return
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _plain(label, total)
-        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -60,6 +61,21 @@ def bar(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(label, total=total, note="")
         yield lambda done, note: progress.update(task, completed=done, note=note)
+
+
+def _terminal() -> Any:
+    """The console on stderr, None without rich or where stderr is not a terminal."""
+    try:
+        from rich.console import Console
+    except ImportError:
+        return None
+    console = Console(stderr=True)
+    return console if console.is_terminal else None
+
+
+def _spinner(name: str) -> contextlib.AbstractContextManager[Any]:
+    console = _terminal()
+    return contextlib.nullcontext() if console is None else console.status(name)
 
 
 def _plain(label: str, total: int) -> Callable[[int, str], None]:

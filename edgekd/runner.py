@@ -67,9 +67,11 @@ class Batched:
             ConfigError: An input is missing or unknown, inputs differ in their number of rows, or
                 the rows cannot be split into batches the engine takes.
         """
-        for name in sorted(set(inputs) ^ set(self._dtypes)):
-            state = "missing" if name in self._dtypes else "unknown"
-            raise ConfigError(f"input {name!r} is {state}: {names_that_exist(name, self._dtypes)}")
+        for name in sorted(set(self._dtypes) - set(inputs)):
+            given = ", ".join(sorted(inputs)) or "none"
+            raise ConfigError(f"input {name!r} is missing: given are {given}")
+        for name in sorted(set(inputs) - set(self._dtypes)):
+            raise ConfigError(f"input {name!r} is unknown: {names_that_exist(name, self._dtypes)}")
         counts = {name: len(array) for name, array in inputs.items()}
         rows = max(counts.values())
         if len(set(counts.values())) > 1 or rows == 0:

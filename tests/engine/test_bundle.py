@@ -145,7 +145,7 @@ def test_missing_wheels_are_told_and_make_another_bundle(
 
 @pytest.mark.usefixtures("wheels")
 def test_another_model_under_the_models_own_arm(three: dict[str, Artifact]) -> None:
-    with pytest.raises(ConfigError, match="arm 'sparse' is given as onnx-model-.*, but the model"):
+    with pytest.raises(ConfigError, match=r"arm 'sparse' is given as onnx-model-.*, but the model"):
         bundles.arms_of(three["sparse"], {"sparse": three["dense"]})
 
 
@@ -153,5 +153,5 @@ def test_another_model_under_the_models_own_arm(three: dict[str, Artifact]) -> N
 def test_a_model_without_its_source_beside_it(three: dict[str, Artifact], tmp_path: Path) -> None:
     source = artifact.parent(three["sparse"], "source").path
     source.rename(tmp_path / "away")
-    with pytest.raises(ArtifactError, match="its source .* is not in"):
+    with pytest.raises(ArtifactError, match=r"its source .* is not in"):
         pack(three, tmp_path / "out")

@@ -1,0 +1,90 @@
+"""How long the demo takes: each stage from nothing, and the same command answered from cache.
+
+    python bench/demo.py [--repetitions 3]
+
+Writes ``bench/results/demo.json``. Each repetition is a fresh process in a fresh directory; the bundle
+wheels' download cache is warm from the second on. The machine is described beside the numbers: they
+are wall-clock seconds of a small shared machine, good for "does it fit a coffee break", not for
+comparing code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from edgekd.origin import file_hash, source_hash, versions
+
+COMMAND = (
+    "run", "digits-vit", "--target", "a100-sxm4-80gb-trt11.4",
+    "--target", "jetson-agx-orin-64gb-jp6.2", "--target", "cpu",
+)  # fmt: skip
+STAGE = re.compile(r"^(?P<name>\S.*?)\s+(?P<seconds>\d+\.\d) s  ", re.MULTILINE)
+RESULT = Path(__file__).parent / "results" / "demo.json"
+
+
+def one_run(out: Path) -> dict[str, object]:
+    """Run the demo's command once; seconds in all and by stage."""
+    started = time.perf_counter_ns()
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("edgekd")), *COMMAND, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    seconds = (time.perf_counter_ns() - started) / 1e9
+    stages = {match["name"]: float(match["seconds"]) for match in STAGE.finditer(done.stderr)}
+    return {"seconds": round(seconds, 2), "stages_s": stages}
+
+
+def main() -> None:
+    """Measure, print a table and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=3)
+    count = parser.parse_args().repetitions
+    fresh, cached = [], []
+    for _ in range(count):
+        with tempfile.TemporaryDirectory() as directory:
+            fresh.append(one_run(Path(directory)))
+            cached.append(one_run(Path(directory)))
+    document = {
+        "command": "python bench/demo.py " + " ".join(sys.argv[1:]),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": {
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "python": platform.python_version(),
+            "state": "shared and uncontrolled: wall-clock seconds, no ratios claimed",
+        },
+        "versions": versions("torch", "transformers", "nvidia-modelopt", "onnx", "onnxruntime"),
+        "covers": {
+            "edgekd": source_hash("edgekd"),
+            "recipe": file_hash(Path("edgekd/recipes/digits-vit.toml")),
+        },
+        "from_nothing": fresh,
+        "from_cache": cached,
+    }
+    RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    for name, runs in (("from nothing", fresh), ("from cache", cached)):
+        times = [float(str(run["seconds"])) for run in runs]
+        print(f"{name}: median {statistics.median(times):.1f} s, all {times}")
+
+
+def processor() -> str:
+    """Model name of the processor."""
+    text = Path("/proc/cpuinfo").read_text()
+    found = re.search(r"model name\s*: (.+)", text)
+    return found[1] if found else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
