@@ -2,10 +2,10 @@
 
     python bench/demo.py [--repetitions 3]
 
-Writes ``bench/results/demo.json``. Each repetition is a fresh process in a fresh directory; the bundle
-wheels' download cache is warm from the second on. The machine is described beside the numbers: they
-are wall-clock seconds of a small shared machine, good for "does it fit a coffee break", not for
-comparing code.
+Writes ``bench/results/demo.json``. Each repetition is a fresh process in a fresh directory; the
+bundle wheels' download cache is warm from the second on. The machine is described beside the
+numbers: they are wall-clock seconds of a small shared machine, good for "does it fit a coffee
+break", not for comparing code.
 """
 
 from __future__ import annotations

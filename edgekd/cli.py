@@ -115,15 +115,25 @@ def distill(recipe_name: str, arm: Any, out: Path | None, as_json: bool) -> None
 
 @main.command()
 @source_argument
+@click.option(
+    "--recipe",
+    "recipe_name",
+    metavar="RECIPE",
+    help="Take opset and batch sizes from its [export] section.  [default: its defaults]",
+)
 @out_option
 @json_option
-def export(path: Path, out: Path | None, as_json: bool) -> None:
+def export(path: Path, recipe_name: str | None, out: Path | None, as_json: bool) -> None:
     """Export a Student (INT8, Q/DQ) or a Teacher (float): two ONNX graphs, proven."""
     source = artifact.load(path, kinds.STUDENT, kinds.TEACHER)
+    settings = recipe.load(recipe_name).export if recipe_name else recipe.Export()
+    if recipe_name is None:
+        sizes = f"{settings.batch_min} to {settings.batch_max}"
+        progress.say(f"export: no --recipe given: opset {settings.opset}, batch {sizes}")
     from edgekd.export.model import export
 
     with progress.stage(f"export {path.name}"):
-        made = export(source, out or path.parent)
+        made = export(source, out or path.parent, settings)
     _print(made, as_json)
 
 

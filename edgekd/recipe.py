@@ -36,10 +36,10 @@ class Training(Section):
     """How a network is trained: AdamW, linear warm-up, cosine decay to zero."""
 
     steps: int = Field(ge=0, description="optimizer steps")
-    batch_size: int = Field(32, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    warmup: float = Field(0.1, ge=0, le=1, description="share of the steps")
-    weight_decay: float = Field(0.01, ge=0)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup: float = Field(default=0.1, ge=0, le=1, description="share of the steps")
+    weight_decay: float = Field(default=0.01, ge=0)
 
 
 class Teacher(Section):
@@ -64,7 +64,9 @@ class Data(Section):
     """Where examples come from: ``python:<module>:<callable>`` returning `edgekd.data.Data`."""
 
     source: str
-    samples: int = Field(512, ge=1, description="evaluation examples that travel to the device")
+    samples: int = Field(
+        default=512, ge=1, description="evaluation examples that travel to the device"
+    )
 
 
 class Sparsity(Section):
@@ -78,7 +80,7 @@ class Sparsity(Section):
 class Quantization(Section):
     """Which layers get static symmetric INT8: per-channel weights, per-tensor activations."""
 
-    calibration_samples: int = Field(128, ge=1)
+    calibration_samples: int = Field(default=128, ge=1)
     include: list[str] = ["*"]
     exclude: list[str] = []
 
@@ -91,10 +93,10 @@ class Losses(Section):
     labels: cross-entropy with the ground truth.
     """
 
-    logits: float = Field(1.0, ge=0)
-    temperature: float = Field(2.0, gt=0)
-    blocks: float = Field(1.0, ge=0)
-    labels: float = Field(0.0, ge=0)
+    logits: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=2.0, gt=0)
+    blocks: float = Field(default=1.0, ge=0)
+    labels: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Losses:
@@ -106,16 +108,16 @@ class Losses(Section):
 class Distill(Training):
     """Quantization-aware distillation: training settings and losses."""
 
-    losses: Losses = Losses()  # type: ignore[call-arg]  # mypy cannot see Field defaults
+    losses: Losses = Losses()
 
 
 class Export(Section):
     """The ONNX graphs: opset and the batch sizes an engine must take."""
 
-    opset: int = Field(17, ge=17, le=20)
-    batch_min: int = Field(1, ge=1)
-    batch_opt: int = Field(8, ge=1)
-    batch_max: int = Field(64, ge=1)
+    opset: int = Field(default=17, ge=17, le=20)
+    batch_min: int = Field(default=1, ge=1)
+    batch_opt: int = Field(default=8, ge=1)
+    batch_max: int = Field(default=64, ge=1)
 
     @model_validator(mode="after")
     def _ordered(self) -> Export:
@@ -131,16 +133,16 @@ class Recipe(Section):
     """Everything `edgekd run` needs to know; see the shipped recipes for commented examples."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    seed: int = Field(0, ge=0)
-    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores")
+    seed: int = Field(default=0, ge=0)
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; default: all cores")
     arms: list[Arm] = Field(["fp16", "dense", "sparse"], min_length=1)
     teacher: Teacher
     student: Student = Student()
     data: Data
     sparsity: Sparsity = Sparsity()
-    quantization: Quantization = Quantization()  # type: ignore[call-arg]
+    quantization: Quantization = Quantization()
     distill: Distill
-    export: Export = Export()  # type: ignore[call-arg]
+    export: Export = Export()
 
     _base: Path = PrivateAttr(default_factory=Path)
 

@@ -24,7 +24,6 @@ def drive(*arguments: object) -> Any:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
     return json.loads(done.stdout)
 
 

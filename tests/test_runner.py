@@ -4,7 +4,7 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from edgekd import artifact, kinds, runner, target
 from edgekd.artifact import Artifact
 from edgekd.data import Arrays
+from edgekd.engine import runner as engine_runner
 from edgekd.engine.build import build
 from edgekd.errors import ArtifactError, ConfigError, ToolchainError, UnsupportedError
 
@@ -169,6 +170,29 @@ def test_evidence_is_never_run(tmp_path: Path) -> None:
 def test_a_tensorrt_engine_needs_tensorrt(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match="tensorrt cannot be imported"):
         runner.open(engine_of(tmp_path, "tensorrt"))
+
+
+def test_a_tensorrt_engine_gets_its_own_types_and_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StandIn(Counting):
+        """In place of the runner of TensorRT, which needs a device."""
+
+        dtypes: ClassVar = {"x": np.dtype("float16")}
+        opened: ClassVar[list[Any]] = []
+
+        def __init__(self, plan: bytes, runtime: str) -> None:
+            super().__init__()
+            self._dtypes, self._inputs = {**self.dtypes, "y": np.dtype("float16")}, ["x"]
+            self.opened.append((plan, runtime))
+
+        def close(self) -> None:
+            self.opened.append("closed")
+
+    monkeypatch.setattr(engine_runner, "EngineRunner", StandIn)
+    with runner.open(engine_of(tmp_path, "tensorrt")) as run:
+        assert run({"x": np.arange(9, dtype=np.float64)})["y"].tolist() == list(range(1, 10))
+    assert StandIn.opened == [(b"plan", "tensorrt"), "closed"]
 
 
 def test_a_plan_that_was_altered_is_never_opened(tmp_path: Path) -> None:

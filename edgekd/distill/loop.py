@@ -75,7 +75,7 @@ def train(run: Run) -> list[dict[str, float]]:
     device = next(run.model.parameters()).device
     parameters = [p for p in run.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     step, curve = _resume(run, optimizer)
     saved = time.monotonic()

@@ -59,7 +59,6 @@ def question(recipe: Recipe, teacher: Artifact, arm: StudentArm) -> Question:
         "sparsity": sparsity,
         "quantization": recipe.quantization.model_dump(),
         "distill": recipe.distill.model_dump(),
-        "export": recipe.export.model_dump(),
         **device.resolved(recipe),
     }
     sources = {

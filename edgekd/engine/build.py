@@ -31,6 +31,7 @@ from edgekd.origin import source_hash, versions
 from edgekd.progress import say
 from edgekd.target import Target
 
+# What tensorrt-rtx 1.7 can build for; a test holds this against the module itself.
 RTX_COMPUTE_CAPABILITIES = ([7, 5], [8, 0], [8, 6], [8, 9], [12, 0], [12, 1])
 EVIDENCE = (
     "evidence, not the target's engine: TensorRT-RTX parsed the graph, kept Int8 weights and fused "

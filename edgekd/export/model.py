@@ -39,13 +39,13 @@ def export(source: Artifact, out: Path, settings: Export | None = None) -> Artif
     Args:
         source: The Teacher or Student.
         out: Directory of artifacts.
-        settings: Opset and batch sizes; default: a Student's own, or the recipe's defaults.
+        settings: Opset and batch sizes, a recipe's ``[export]``; default: that section's defaults.
 
     Raises:
         ContractError: A file that would ship breaks a promise (2:4, integers, parity).
         ToolchainError: The network cannot be traced.
     """
-    settings = settings or Export.model_validate(source.config.get("export", {}))
+    settings = settings or Export()
     samples = _samples(source, out)
     arm = source.config.get("arm", "fp16")
     question = Question(

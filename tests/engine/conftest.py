@@ -39,6 +39,7 @@ def make_model(
     labels: npt.NDArray[np.int64] | None = None,
     arrays: dict[str, Any] | None = None,
     graph: Callable[[onnx.ModelProto], None] = lambda _: None,
+    attention_blocks: int = 0,
 ) -> Artifact:
     """Make an OnnxModel and its parents.
 
@@ -49,6 +50,7 @@ def make_model(
         labels: Labels of the Samples; default: what the teacher answers.
         arrays: Replaces arrays of the Samples.
         graph: Alters both graphs.
+        attention_blocks: What export counted; the graph has none.
     """
     random = np.random.default_rng(7)
     weights = {
@@ -74,7 +76,7 @@ def make_model(
     for name, kind in (("trt.onnx", np.float16), ("ort.onnx", np.float32)):
         graphs[name] = _graph(weights, scale, np.dtype(kind), quantized=arm != "fp16")
         graph(graphs[name])
-    return _publish(out, arm, samples, graphs, _layers(arm, head_int8))
+    return _publish(out, arm, samples, graphs, _layers(arm, head_int8), attention_blocks)
 
 
 def _graph(
@@ -144,6 +146,7 @@ def _publish(
     samples: dict[str, Any],
     graphs: dict[str, onnx.ModelProto],
     layers: list[dict[str, Any]],
+    attention_blocks: int,
 ) -> Artifact:
     io = json.dumps(
         {
@@ -174,7 +177,7 @@ def _publish(
         )
         (logits,) = session.run(["logits"], {"x": samples["input.x"]})
         np.savez(work.scratch / "outputs.npz", logits=logits)
-        return {"attention_blocks": 0, "quantized": arm != "fp16"}
+        return {"attention_blocks": attention_blocks, "quantized": arm != "fp16"}
 
     # What differs between two models of one test must be a part of the question, as in the stages.
     answer = [
@@ -191,6 +194,6 @@ def _publish(
         Question(kinds.SAMPLES, {"arm": arm, "answer": answer}, {"source": student}),
         write_samples,
     )
-    config = {"export": EXPORT, "arm": arm, "answer": answer, "layers": layers}
+    config = {"export": EXPORT, "arm": arm, "answer": [answer, layers, attention_blocks]}
     parents = {"source": student, "samples": made_samples}
     return artifact.make(out, Question(kinds.ONNX_MODEL, config, parents), write_model)

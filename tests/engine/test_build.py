@@ -113,6 +113,17 @@ def test_a_planned_linear_that_ran_in_float_stops_the_stage(
     assert not list((tmp_path / "out").glob("bundle-*"))
 
 
+def test_attention_that_is_not_fused_stops_the_stage(onnx_model: Models, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="0 fused attention kernels, expected 2"):
+        build(onnx_model(attention_blocks=2), A100, tmp_path / "out")
+
+
+def test_the_compute_capabilities_are_those_of_tensorrt_rtx() -> None:
+    known = trt.load("tensorrt-rtx").ComputeCapability.__members__
+    named = {f"SM{major}{minor}" for major, minor in build_module.RTX_COMPUTE_CAPABILITIES}
+    assert named == {name for name in known if name.startswith("SM")}
+
+
 def test_orin_has_no_evidence_and_says_why(onnx_model: Models, tmp_path: Path) -> None:
     bundle = build(onnx_model(), ORIN, tmp_path / "out")
     assert bundle.results["evidence"] == {"not built": "tensorrt-rtx has no SM87"}
