@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,7 @@ def mean_kl(teacher: Floats, model: Floats) -> tuple[float, Interval]:
     return max(0.0, float(each.mean())), (max(0.0, float(low)), max(0.0, float(high)))
 
 
-def _root(score: Any, low: float, high: float, level: float) -> float:
+def _root(score: Callable[[float], float], low: float, high: float, level: float) -> float:
     """Where a falling function crosses a level, by bisection to the last bit that matters."""
     for _ in range(60):
         middle = (low + high) / 2

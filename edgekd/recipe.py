@@ -224,14 +224,15 @@ def check(model: type[Any], document: dict[str, Any], where: str) -> Any:
 
 def _sentence(model: type[BaseModel], problem: Any) -> str:
     path = [str(part) for part in problem["loc"]]
-    key = ".".join(path) or "the recipe"
+    key = ".".join(path)
     if problem["type"] == "extra_forbidden":
         return f"unknown key {key}: {names_that_exist(path[-1], _keys_at(model, path[:-1]))}"
     if problem["type"] == "missing":
         return f"{key} is missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
     found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
-    return f"{key}: {message[0].lower()}{message[1:]}{found}"
+    sentence = f"{message[0].lower()}{message[1:]}{found}"
+    return f"{key}: {sentence}" if key else sentence
 
 
 def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:

@@ -147,8 +147,7 @@ def open(model: Artifact) -> Batched:
     from edgekd.engine.runner import EngineRunner
 
     engine = EngineRunner(model.file("model.plan").read_bytes(), "tensorrt")
-    dtypes = {name: engine._dtypes[name] for name in engine._inputs}
-    return Batched(engine, dtypes, *_limits(model), close=engine.close)
+    return Batched(engine, engine.dtypes, *_limits(model), close=engine.close)
 
 
 def samples(artifact: Artifact) -> Arrays:

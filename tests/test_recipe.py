@@ -118,7 +118,7 @@ def test_a_recipe_is_frozen_and_survives_its_own_dump() -> None:
         (
             "teacher",
             {"model": "m", "checkpoint": "c", "fit": {"steps": 1}},
-            "the recipe: teacher.checkpoint and teacher.fit are both given: keep one",
+            "teacher.checkpoint and teacher.fit are both given: keep one",
         ),
     ],
 )

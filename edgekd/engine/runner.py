@@ -50,6 +50,11 @@ class EngineRunner:
         self._buffers: dict[str, tuple[int, int]] = {}  # address, size_bytes
         self._stream = self._cuda.stream_create()
 
+    @property
+    def dtypes(self) -> dict[str, np.dtype[Any]]:
+        """Dtype of each input, by name."""
+        return {name: self._dtypes[name] for name in self._inputs}
+
     def close(self) -> None:
         """Free the device buffers and the stream."""
         for address, _ in self._buffers.values():

@@ -91,24 +91,6 @@ def version(module: ModuleType) -> str:
     return str(module.__version__)
 
 
-def require_version(module: ModuleType, required: str) -> None:
-    """Refuse a runtime other than the target's: plans and tactics differ between minor versions.
-
-    Args:
-        module: The runtime.
-        required: The target's version; major and minor count.
-
-    Raises:
-        UnsupportedError: Another version is installed.
-    """
-    wanted, found = (".".join(v.split(".")[:2]) for v in (required, version(module)))
-    if wanted != found:
-        raise UnsupportedError(
-            f"the target needs {module.__name__} {wanted} and {version(module)} is installed: "
-            f"build on a machine with {wanted}, or choose the target made for {found}"
-        )
-
-
 def new_logger(module: ModuleType) -> tuple[Any, Log]:
     """A TensorRT logger that prints nothing, and the list it fills."""
     log: Log = []

@@ -2,7 +2,7 @@
 
 A real CPython 3.10 gets the versions of constraints-device.txt, without torch, onnx or rich, and
 runs the tests of the device-side modules; pip then resolves the same closure for aarch64. Both need
-the package index once: the environment is kept in .venv-device until a file that decides it changes.
+the package index once: the environment is kept in .venv-device until what decides it changes.
 """
 
 from __future__ import annotations

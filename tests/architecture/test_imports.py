@@ -22,6 +22,7 @@ HEAVY = (
     "modelopt",
     "safetensors",
     "onnx",
+    "onnx_ir",
     "onnxruntime",
     "tensorrt",
     "tensorrt_rtx",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -232,25 +231,6 @@ def test_an_absent_runtime_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, runtime.replace("-", "_"), None)
     with pytest.raises(ToolchainError, match=f"{runtime} cannot be imported .*{command}"):
         trt.load(runtime)
-
-
-def fake(version: str) -> types.ModuleType:
-    module = types.ModuleType("tensorrt")
-    module.__version__ = version  # type: ignore[attr-defined]
-    return module
-
-
-@pytest.mark.parametrize(("required", "installed"), [("10.3", "10.3.0.26"), ("11.4.1", "11.4.0")])
-def test_the_targets_version_is_accepted(required: str, installed: str) -> None:
-    trt.require_version(fake(installed), required)
-
-
-@pytest.mark.parametrize(("required", "installed"), [("10.3", "10.13.3"), ("11.4", "10.4.0")])
-def test_another_version_is_refused_with_both(required: str, installed: str) -> None:
-    with pytest.raises(UnsupportedError) as caught:
-        trt.require_version(fake(installed), required)
-    assert f"needs tensorrt {required} and {installed} is installed" in str(caught.value)
-    assert "choose the target made for" in str(caught.value)
 
 
 def test_opening_a_plan_without_a_device_says_what_it_needs() -> None:

@@ -1,0 +1,123 @@
+"""The artifacts of a run, deduplicated and put in order, and the questions the page asks of them.
+
+Any subset will do: a Teacher alone is a run that has just begun. The order on the page is that of
+the chain and never that of the arguments, so the same artifacts make the same page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from edgekd import kinds
+from edgekd.artifact import Artifact
+from edgekd.eligible import LayerPlan
+
+ARMS = ("sparse", "dense", "fp16")
+ARM_NAMES = {"sparse": "2:4 INT8", "dense": "dense INT8", "fp16": "float16"}
+_CHAIN = (
+    kinds.TEACHER,
+    kinds.STUDENT,
+    kinds.SAMPLES,
+    kinds.ONNX_MODEL,
+    kinds.ENGINE,
+    kinds.BUNDLE,
+    kinds.ACCURACY_REPORT,
+    kinds.LATENCY_REPORT,
+    kinds.VERDICT,
+)
+_PLACE = {kind.name: place for place, kind in enumerate(_CHAIN)}
+
+
+class Collection:
+    """Artifacts by kind and by what they were made from."""
+
+    def __init__(self, artifacts: Sequence[Artifact]) -> None:
+        """Put artifacts in the chain's order, each once.
+
+        Args:
+            artifacts: Any of a run's, in any order.
+        """
+        self._by_id = {found.id: found for found in artifacts}
+        self.artifacts = sorted(self._by_id.values(), key=self._order)
+
+    def of(self, kind: str) -> list[Artifact]:
+        """All of a kind, in the page's order."""
+        return [found for found in self.artifacts if found.kind == kind]
+
+    def find(self, artifact_id: str) -> Artifact | None:
+        """The artifact of that id, None where it is not among these."""
+        return self._by_id.get(artifact_id)
+
+    @property
+    def title(self) -> str:
+        """Name of the recipe; several where artifacts of several recipes were given."""
+        names = {str(found.config["name"]) for found in self.artifacts if "name" in found.config}
+        return ", ".join(sorted(names)) or "edgekd"
+
+    @property
+    def models(self) -> list[Artifact]:
+        """OnnxModels, the most compressed arm first: it is the one the page is about."""
+        return self.of("OnnxModel")
+
+    @property
+    def quantized(self) -> list[Artifact]:
+        """OnnxModels with INT8 layers."""
+        return [model for model in self.models if model.results["quantized"]]
+
+    @property
+    def bundles(self) -> list[Artifact]:
+        """Bundles by target."""
+        return self.of("Bundle")
+
+    @cached_property
+    def tables(self) -> list[Artifact]:
+        """Engines that show what they run."""
+        return [engine for engine in self.of("Engine") if self.engine_layers(engine)]
+
+    def arm(self, found: Artifact) -> str:
+        """Arm of an artifact, empty where it belongs to none (a Teacher) or to all (a Bundle)."""
+        if found.kind == "AccuracyReport":
+            return str(found.results["model"]["arm"])
+        if found.kind == "Samples":
+            source = self._by_id.get(found.manifest.parents.get("source", ""))
+            return "fp16" if source and source.kind == "Teacher" else self._arm_of_source(source)
+        return str(found.config.get("arm", ""))
+
+    def plan(self, model: Artifact) -> list[LayerPlan]:
+        """Rows of ``layers.json`` of a Student or an OnnxModel."""
+        return [LayerPlan(**row) for row in model.read_json("layers.json")]
+
+    def engine_layers(self, engine: Artifact) -> list[dict[str, Any]]:
+        """An Engine's own layer table, empty where its runtime shows none."""
+        layers: list[dict[str, Any]] = engine.read_json("layers.json")["engine_layers"]
+        return layers
+
+    def target(self, found: Artifact) -> str:
+        """Target of an Engine or a Bundle."""
+        return str(found.config["target"]["name"])
+
+    def _arm_of_source(self, source: Artifact | None) -> str:
+        return str(source.config.get("arm", "")) if source else ""
+
+    def _order(self, found: Artifact) -> tuple[int, int, str, str, str]:
+        arm = self.arm(found)
+        return (
+            _PLACE.get(found.kind, len(_PLACE)),
+            ARMS.index(arm) if arm in ARMS else len(ARMS),
+            json.dumps(found.config.get("target", {}).get("name", "")),
+            str(found.config.get("runtime", found.results.get("model", ""))),
+            found.id,
+        )
+
+
+def arm_name(arm: str) -> str:
+    """``2:4 INT8`` for ``sparse``: what an arm is, in words."""
+    return ARM_NAMES.get(arm, arm)
+
+
+def anchor(artifact_id: str) -> str:
+    """Where on the page an artifact is described."""
+    return f"artifact-{artifact_id[:16]}"
