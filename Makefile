@@ -59,10 +59,10 @@ lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet --dry-run --report .venv-lock/report -e '.[train,rtx,dev]'
-	$(PYTHON) -c 'import json; print(*sorted("{name}=={version}".format(**package["metadata"]) \
-	  for package in json.load(open(".venv-lock/report"))["install"]), sep="\n")' \
+	$(PYTHON) -c 'import json; print(*["{name}=={version}".format(**package["metadata"]) \
+	  for package in json.load(open(".venv-lock/report"))["install"]], sep="\n")' \
 	  | sed -E -e 's/\+.*//' -e '/^(edgekd|triton|cuda-.*|nvidia-(cu|nccl|nv).*)=/d' \
-	  > .venv-lock/pins
+	  | LC_ALL=C sort -f > .venv-lock/pins
 	{ sed -n '/^#/p' constraints.txt; cat .venv-lock/pins; } > .venv-lock/constraints.txt
 	mv .venv-lock/constraints.txt constraints.txt
 	rm -rf .venv-lock

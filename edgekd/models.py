@@ -8,8 +8,9 @@ share nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from edgekd.artifact import file_hash
 from edgekd.data import IO, Arrays, python_object
-from edgekd.errors import ConfigError, ContractError
+from edgekd.errors import ConfigError, ContractError, EdgekdError
 
 Tensors = dict[str, Tensor]
 BATCH = 64
@@ -54,9 +55,17 @@ def describe(spec: str, base: Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"model {spec!r}: {file} is not JSON: {error}") from error
-    for key in ("model_type", "architectures"):
-        if not config.get(key):
-            raise ConfigError(f"model {spec!r}: {file} has no {key!r}; name the class that it is")
+    if not isinstance(config, dict):
+        raise ConfigError(
+            f"model {spec!r}: {file} holds a JSON {type(config).__name__}, expected an object with "
+            "'model_type' and 'architectures'"
+        )
+    for key, kind in (("model_type", str), ("architectures", list)):
+        if not config.get(key) or not isinstance(config[key], kind):
+            raise ConfigError(
+                f"model {spec!r}: {file} has {key!r} = {config.get(key)!r}, expected a "
+                f"{kind.__name__} that names the class it is"
+            )
     return {"spec": spec, "config": config}
 
 
@@ -81,14 +90,24 @@ def build(description: Mapping[str, Any]) -> nn.Module:
     """Build the network with fresh random weights (torch's global generator), in float32.
 
     Raises:
-        ConfigError: transformers has no such architecture, or the callable returned no module.
+        ConfigError: transformers has no such architecture or refuses the configuration,
+            or the callable failed or returned no module.
     """
+    # torch's fused encoder runs in eval mode only and steps over the Linears inside it: what is
+    # planned, calibrated and traced would then be another computation than what trains.
+    torch.backends.mha.set_fastpath_enabled(False)
     if description["config"] is None:
-        model = python_object(description["spec"], "model")()
+        make = python_object(description["spec"], "model")
+        with _refusals(description["spec"], "cannot be built"):
+            model = make()
         if not isinstance(model, nn.Module):
             raise ConfigError(
                 f"model {description['spec']!r} returned {type(model).__name__}, expected a "
                 "torch.nn.Module"
+            )
+        if next(model.parameters(), None) is None:
+            raise ConfigError(
+                f"model {description['spec']!r} has no parameters: nothing to compress"
             )
         return model.float()
     import transformers
@@ -101,14 +120,48 @@ def build(description: Mapping[str, Any]) -> nn.Module:
             f"model {description['spec']!r}: transformers {transformers.__version__} has no "
             f"architecture {name!r}; correct 'architectures' in its config.json"
         )
-    try:
+    with _refusals(description["spec"], "cannot be built"):
         parsed = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
-    except ValueError as error:
-        raise ConfigError(f"model {description['spec']!r}: {error}") from error
-    # Eager attention: on a CPU it trains faster than the fused kernel, and the graph keeps the
-    # plain MatMul-Softmax-MatMul that TensorRT fuses itself.
-    model = architecture._from_config(parsed, attn_implementation="eager")
+        # Eager attention: on a CPU it trains faster than the fused kernel, and the graph keeps the
+        # plain MatMul-Softmax-MatMul that TensorRT fuses itself.
+        model = architecture._from_config(parsed, attn_implementation="eager")
     return model.float()  # type: ignore[no-any-return]
+
+
+def probe(model: nn.Module, inputs: Tensors, io: IO, spec: str) -> None:
+    """Pass one example through a network: where network and data first meet.
+
+    Args:
+        model: The network; left as it was.
+        inputs: {name: tensor[batch, ...]}.
+        io: Names and shapes of inputs and outputs.
+        spec: What the recipe calls the network, to begin messages with.
+
+    Raises:
+        ConfigError: The network fails on the data, or its outputs are not of io's shapes.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with (
+            _refusals(spec, f"does not take the data's inputs {', '.join(inputs)}"),
+            torch.no_grad(),
+        ):
+            outputs = forward(model, inputs, io)
+    finally:
+        model.train(training)
+    for tensor in io.outputs:
+        found = list(outputs[tensor.name].shape)
+        fits = len(found) == len(tensor.shape) and all(
+            isinstance(want, str) or want == have
+            for want, have in zip(tensor.shape, found, strict=True)
+        )
+        if not fits:
+            raise ConfigError(
+                f"model {spec!r}: its output {tensor.name!r} is {found} for "
+                f"{len(next(iter(inputs.values())))} examples, the data's io says {tensor.shape}: "
+                "correct the network's size or the io"
+            )
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -184,15 +237,16 @@ def forward(model: nn.Module, inputs: Tensors, io: IO) -> Tensors:
     result = model(**inputs)
     names = [tensor.name for tensor in io.outputs]
     if isinstance(result, Tensor):
-        found: dict[str, Any] = {names[0]: result}
-    elif isinstance(result, Mapping):
+        result = [result]
+    if isinstance(result, Mapping):
         found = dict(result)
     else:
-        found = dict(zip(names, result, strict=False))
-    missing = [name for name in names if name not in found]
+        found = dict(zip(names, result if isinstance(result, Sequence) else (), strict=False))
+    missing = [name for name in names if not isinstance(found.get(name), Tensor)]
     if missing:
         raise ContractError(
-            f"the network returned {', '.join(found)}, expected {', '.join(names)} as named in io"
+            f"the network returned {', '.join(found) or type(result).__name__}, expected tensors "
+            f"{', '.join(names)} as named in io"
         )
     return {name: found[name] for name in names}
 
@@ -215,7 +269,10 @@ def run(model: nn.Module, inputs: Arrays, io: IO, batch: int = BATCH) -> Arrays:
 def tensors(inputs: Arrays, model: nn.Module) -> Tensors:
     """Arrays as tensors on the network's device."""
     device = next(model.parameters()).device
-    return {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        for name, array in inputs.items()
+    }
 
 
 def _load_pt(path: Path) -> Tensors:
@@ -226,11 +283,26 @@ def _load_pt(path: Path) -> Tensors:
             f"checkpoint {path}: cannot be read as tensors only ({type(error).__name__}); convert "
             "it to safetensors where you trust it"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ConfigError(
-            f"checkpoint {path}: holds {type(state).__name__}, expected tensors by name"
-        )
-    return state
+    entries = state.items() if isinstance(state, dict) else [("the whole file", state)]
+    for name, value in entries:
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"checkpoint {path}: {name} is of type {type(value).__name__}, expected tensors by "
+                "name: save the network's state_dict alone"
+            )
+    return dict(state)
+
+
+@contextlib.contextmanager
+def _refusals(spec: str, what: str) -> Iterator[None]:
+    """Turn whatever a network's own code raises into one sentence; ours pass."""
+    try:
+        yield
+    except EdgekdError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"model {spec!r} {what}: {type(error).__name__}: {reason}") from error
 
 
 def _first(names: list[str]) -> str:

@@ -48,7 +48,9 @@ def masks(model: nn.Module, rows: Sequence[LayerPlan]) -> dict[str, Tensor]:
     with quiet():
         import modelopt.torch.sparsity as mts
 
-        pruned = mts.sparsify(copy.deepcopy(model), "sparse_magnitude")
+        # Planned layers by name: its own default leaves out every layer named like *lm_head*.
+        rules = {kind: dict.fromkeys(planned, {}) for kind in ("nn.Linear", "nn.Conv2d")}
+        pruned = mts.sparsify(copy.deepcopy(model), [("sparse_magnitude", rules)])
     found = {
         name: getattr(module, "_weight_mask", None)
         for name, module in pruned.named_modules()

@@ -6,7 +6,6 @@ the chain and never that of the arguments, so the same artifacts make the same p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -77,13 +76,28 @@ class Collection:
         """Engines that show what they run."""
         return [engine for engine in self.of("Engine") if self.engine_layers(engine)]
 
+    @property
+    def on_device(self) -> list[Artifact]:
+        """TensorRT's own Engines, each built on the device that runs it."""
+        return [e for e in self.of("Engine") if e.results["runtime"] == "tensorrt"]
+
+    @property
+    def away(self) -> list[Artifact]:
+        """Bundles for a device that no Engine here was built on."""
+        here = {self.target(engine) for engine in self.on_device}
+        return [
+            bundle
+            for bundle in self.bundles
+            if bundle.config["target"]["runtime"] == "tensorrt" and self.target(bundle) not in here
+        ]
+
     def arm(self, found: Artifact) -> str:
         """Arm of an artifact, empty where it belongs to none (a Teacher) or to all (a Bundle)."""
         if found.kind == "AccuracyReport":
             return str(found.results["model"]["arm"])
         if found.kind == "Samples":
             source = self._by_id.get(found.manifest.parents.get("source", ""))
-            return "fp16" if source and source.kind == "Teacher" else self._arm_of_source(source)
+            return "" if source is None else str(source.config.get("arm", "fp16"))
         return str(found.config.get("arm", ""))
 
     def plan(self, model: Artifact) -> list[LayerPlan]:
@@ -99,16 +113,14 @@ class Collection:
         """Target of an Engine or a Bundle."""
         return str(found.config["target"]["name"])
 
-    def _arm_of_source(self, source: Artifact | None) -> str:
-        return str(source.config.get("arm", "")) if source else ""
-
     def _order(self, found: Artifact) -> tuple[int, int, str, str, str]:
         arm = self.arm(found)
+        report = found.kind == "AccuracyReport"
         return (
             _PLACE.get(found.kind, len(_PLACE)),
             ARMS.index(arm) if arm in ARMS else len(ARMS),
-            json.dumps(found.config.get("target", {}).get("name", "")),
-            str(found.config.get("runtime", found.results.get("model", ""))),
+            found.config.get("target", {}).get("name", ""),
+            found.results["model"]["kind"] if report else "",
             found.id,
         )
 

@@ -1,0 +1,144 @@
+"""The verdict in plain words, composed from the claims: failures first, guesses never.
+
+A person reads this paragraph and perhaps nothing else, so it says what was not measured as plainly
+as what was proven, and that a slower 2:4 is a result and not a defect.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from edgekd.artifact import Artifact
+from edgekd.eligible import share_of_macs
+from edgekd.report.claims import Claim, State
+from edgekd.report.collection import Collection, arm_name
+from edgekd.report.layers import float32_bytes, weight_bytes
+from edgekd.report.words import NOT_MEASURED, count, listed, percent, plural, points
+
+
+class Sentence(NamedTuple):
+    """A sentence of the verdict: the state it is about (empty: none), its lead, and the rest."""
+
+    state: str
+    lead: str
+    text: str
+
+
+class Number(NamedTuple):
+    """One number at a glance: what it is, the number, and what it was counted on."""
+
+    name: str
+    number: str
+    note: str
+
+
+def verdict(run: Collection, found: list[Claim]) -> list[Sentence]:
+    """The paragraph, in reading order.
+
+    Args:
+        run: The artifacts.
+        found: What `claims` gave for them.
+    """
+    sentences = []
+    if failed := _phrases(found, "failed"):
+        sentences.append(Sentence("failed", "Failed:", f"{listed(failed)}. Do not ship this."))
+    sentences.append(Sentence("", "", _made(run)))
+    if proven := [claim.phrase for claim in found if claim.states == {"proven"}]:
+        lead = "Proven on the files that ship:"
+        sentences.append(Sentence("proven", lead, f"{listed(proven)}."))
+    if accuracy := _accuracy(run):
+        sentences.append(Sentence("", "", accuracy))
+    shown = _phrases([c for c in found if c.name != "Accuracy is kept"], "evidence")
+    if shown:
+        sentences.append(Sentence("evidence", "Evidence, not proof:", f"{listed(shown)}."))
+    if unseen := [c.phrase for c in found if c.states == {"not measured"}]:
+        sentences.append(Sentence("not measured", "Not measured:", f"{listed(unseen)}."))
+    if {"sparse", "dense"} <= {run.arm(model) for model in run.models}:
+        sentences.append(
+            Sentence(
+                "",
+                "",
+                "Whether 2:4 is faster than dense INT8 is for the device to say; where it is not, "
+                "dense INT8 ships, and that is a useful answer too.",
+            )
+        )
+    return sentences
+
+
+def glance(run: Collection) -> list[Number]:
+    """The few numbers a person looks for first, of the most compressed graph."""
+    numbers = []
+    if run.models:
+        main = run.models[0]
+        arm, plan = arm_name(run.arm(main)), run.plan(main)
+        numbers = [
+            Number("MACs in INT8", percent(share_of_macs(plan, "int8"), 2), f"planned, {arm}"),
+            Number("MACs in 2:4", percent(share_of_macs(plan, "sparse"), 2), f"planned, {arm}"),
+            Number(
+                "Weights",
+                f"{weight_bytes(plan) / float32_bytes(plan):.0%}",
+                f"of float32, computed, {arm}",
+            ),
+        ]
+    if reports := run.of("AccuracyReport"):
+        row = next(row for row in reports[0].results["rows"] if row["who"] == "model")
+        on = f"{plural(reports[0].results['count'], 'sample')}, {arm_name(run.arm(reports[0]))}"
+        numbers += [
+            Number("Top-1 against the teacher", f"{points(row['difference'])} points", on),
+            Number("Agrees with the teacher", percent(row["agreement"]), on),
+        ]
+    return [*numbers, Number("Latency", NOT_MEASURED, "no benchmark was run")]
+
+
+def _phrases(found: list[Claim], state: State) -> list[str]:
+    return [claim.phrase for claim in found if state in claim.states]
+
+
+def _made(run: Collection) -> str:
+    """What there is, the most compressed graph first."""
+    if not run.models:
+        students = [arm_name(run.arm(student)) for student in run.of("Student")]
+        if students:
+            return f"The {listed(students)} student is trained and no graph is exported yet."
+        if teachers := run.of("Teacher"):
+            return _teacher(teachers[0])
+        return "There is no graph among these artifacts."
+    main = run.models[0]
+    others = [arm_name(run.arm(model)) for model in run.models[1:]]
+    beside = f", with {listed(others)} beside it to compare" if others else ""
+    results = main.results
+    if not results["quantized"]:
+        return f"The teacher was exported as {arm_name(run.arm(main))}; nothing was compressed yet."
+    text = (
+        f"The teacher became a {arm_name(run.arm(main))} student{beside}: "
+        f"{results['layers_int8']} of {plural(results['layers'], 'layer')} are planned in INT8 "
+        f"({percent(results['macs_share_int8'], 2)} of the multiply-accumulates)"
+    )
+    if results["sparse"]:
+        text += f", {results['layers_sparse']} in 2:4 ({percent(results['macs_share_sparse'], 2)})"
+    return f"{text}."
+
+
+def _teacher(teacher: Artifact) -> str:
+    results = teacher.results
+    return (
+        f"Only a teacher is here: {count(results['parameters'])} parameters, "
+        f"{percent(results['accuracy'])} right on {plural(results['samples'], 'sample')}. Nothing "
+        "was compressed yet."
+    )
+
+
+def _accuracy(run: Collection) -> str:
+    """Accuracy and fidelity of the most compressed arm that was run, beside the teacher's."""
+    reports = run.of("AccuracyReport")
+    if not reports:
+        return ""
+    rows = {row["who"]: row for row in reports[0].results["rows"]}
+    model, teacher = rows["model"], rows["teacher"]
+    low, high = model["top1_interval"]
+    return (
+        f"On {plural(reports[0].results['count'], 'sample')} the {arm_name(run.arm(reports[0]))} "
+        f"graph is right {percent(model['top1'])} of the time (95% interval {percent(low)} to "
+        f"{percent(high)}), the teacher {percent(teacher['top1'])}; it gives the teacher's answer "
+        f"on {percent(model['agreement'])}."
+    )
