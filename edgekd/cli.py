@@ -40,7 +40,7 @@ class _Cli(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command line; always exits."""
         try:
-            super().main(*args, **{**kwargs, "standalone_mode": False})
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except EdgekdError as error:
             click.echo(f"edgekd: {error}", err=True)
             sys.exit(3)
@@ -50,7 +50,7 @@ class _Cli(click.Group):
         except (click.Abort, KeyboardInterrupt):
             click.echo("edgekd: stopped; the same command goes on from here", err=True)
             sys.exit(130)
-        sys.exit(0)
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})

@@ -67,15 +67,11 @@ def make(
     own_name, own = wheel.contents()
     files = {**wheels.files, own_name: own}
     main = str(model.config["arm"])
-    parents = {"model": model, "samples": packed[main].samples}
-    parents |= {f"arm-{name}": arm.model for name, arm in packed.items() if name != main}
-    for name, engine in evidence.items():
-        parents["evidence" if name == main else f"evidence-{name}"] = engine
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
     question = Question(
         kinds.BUNDLE,
         config={"target": target.as_json(), "missing_wheels": list(wheels.missing)},
-        parents=parents,
+        parents=_parents(main, packed, evidence),
         sources=hashes,
     )
     document = {
@@ -89,24 +85,42 @@ def make(
         "target": target.name,
         "wheels": hashes,
     }
+    documents = {"bundle": document, "target": target.as_json(), "recipe": source.config}
 
     def write(work: Work) -> dict[str, Any]:
-        for name, data in files.items():
-            _write(work.scratch / "wheels" / name, data)
-        for arm in packed.values():
-            _copy(arm.model, work.scratch / "artifacts")
-            _copy(arm.samples, work.scratch / "artifacts")
-        for name, content in (
-            ("bundle.json", document),
-            ("target.json", target.as_json()),
-            ("recipe.json", source.config),
-        ):
-            _write(work.scratch / name, (json.dumps(content, indent=1) + "\n").encode())
+        _fill(work.scratch, files, packed, documents)
         _write(work.scratch / "COMMANDS.md", _text(document, target).encode())
         results = ("arms", "evidence", "missing_wheels", "system_packages")
         return {name: document[name] for name in results}
 
     return artifact.make(out, question, write)
+
+
+def _parents(
+    main: str, arms: Mapping[str, Arm], evidence: Mapping[str, Artifact]
+) -> dict[str, Artifact]:
+    """The main arm's model, samples and evidence by role; those of other arms with their name."""
+    parents = {"model": arms[main].model, "samples": arms[main].samples}
+    parents |= {f"arm-{name}": arm.model for name, arm in arms.items() if name != main}
+    for name, engine in evidence.items():
+        parents["evidence" if name == main else f"evidence-{name}"] = engine
+    return parents
+
+
+def _fill(
+    scratch: Path,
+    wheels: Mapping[str, bytes],
+    arms: Mapping[str, Arm],
+    documents: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write the wheels, the arms' artifacts whole, and the documents."""
+    for name, data in wheels.items():
+        _write(scratch / "wheels" / name, data)
+    for arm in arms.values():
+        _copy(arm.model, scratch / "artifacts")
+        _copy(arm.samples, scratch / "artifacts")
+    for name, content in documents.items():
+        _write(scratch / f"{name}.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
 def arms_of(model: Artifact, arms: Mapping[str, Artifact]) -> dict[str, Artifact]:

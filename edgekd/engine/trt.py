@@ -161,12 +161,7 @@ def build_plan(
             cache = _set_timing_cache(runtime, config, timing_cache)
             serialized = builder.build_serialized_network(network, config)
             del parser  # it owns the network's weights, so it lives until here
-        if serialized is None:
-            raise ToolchainError(
-                f"{onnx_path.name}: {runtime} {version(module)} could not build an engine "
-                f"({_last_error(log)}): the whole log is the cause of this error"
-            )
-        plan = bytes(serialized)
+        plan = _checked(serialized, onnx_path, module, log)
         return Plan(
             plan=plan,
             layers=tuple(_layers(module, runtime, logger, log, plan)),
@@ -177,6 +172,15 @@ def build_plan(
         )
     except EdgekdError as error:
         raise error from RuntimeError("\n".join(f"{s}: {text}" for s, text in log))
+
+
+def _checked(serialized: Any, onnx_path: Path, module: ModuleType, log: Log) -> bytes:
+    if serialized is None:
+        raise ToolchainError(
+            f"{onnx_path.name}: {module.__name__} {version(module)} could not build an engine "
+            f"({_last_error(log)}): the whole log is the cause of this error"
+        )
+    return bytes(serialized)
 
 
 def inspect_engine(module: ModuleType, logger: Any, log: Log, plan: bytes) -> str:
