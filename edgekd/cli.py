@@ -204,6 +204,36 @@ def inspect(path: Path, as_json: bool) -> None:
         click.echo(describe(found))
 
 
+@main.command()
+@out_option
+@json_option
+def doctor(out: Path | None, as_json: bool) -> None:
+    """Say what this machine can do, what is missing, and the command that mends it."""
+    from edgekd.doctor import doctor
+
+    findings = doctor(out or Path("out"))
+    if as_json:
+        click.echo(json.dumps([finding.as_json() for finding in findings]))
+        return
+    for finding in findings:
+        click.echo(f"{'ok' if finding.good else '--'}  {finding.what:<38} {finding.found}")
+        if finding.mend:
+            click.echo(f"    {'':<38} -> {finding.mend}")
+
+
+@main.command()
+@json_option
+def targets(as_json: bool) -> None:
+    """List the devices edgekd knows."""
+    known = [target.load(name) for name in target.names()]
+    if as_json:
+        click.echo(json.dumps([each.as_json() for each in known]))
+        return
+    for each in known:
+        software = f"{each.runtime} {each.runtime_version or ''}".strip()
+        click.echo(f"{each.name:<30} {each.device:<28} {software:<20} Python {each.python}")
+
+
 def _arm(text: str) -> tuple[str, Artifact]:
     name, separator, path = text.partition("=")
     if not separator or not name or not path:

@@ -1,7 +1,7 @@
 """What this machine can do, what is missing, and the command that mends it.
 
-Nothing heavy is imported: a package counts by its metadata, a CUDA device by asking the driver. So the
-doctor also answers where half of the installation is broken, which is when it is needed.
+Nothing heavy is imported: a package counts by its metadata, a CUDA device by asking the driver. So
+the doctor also answers where half of the installation is broken, which is when it is needed.
 """
 
 from __future__ import annotations
