@@ -1,4 +1,4 @@
-"""What a person reads: the HTML page of a run, and an artifact in a terminal; from manifests alone."""
+"""What a person reads: the page of a run, an artifact in a terminal; from finished artifacts."""
 
 from edgekd.report.page import report
 

@@ -1,18 +1,20 @@
 """Accuracy and fidelity of every arm side by side, each number with its interval.
 
 Top-1 alone cannot tell two networks apart on a task that is nearly solved: agreement with the
-teacher and KL see every changed answer. Intervals are drawn on one axis, because whether two of them
-overlap is what a reader wants to know, and six numbers in a table do not show it.
+teacher and KL see every changed answer. Intervals are drawn on one axis, because whether two of
+them overlap is what a reader wants to know, and six numbers in a table do not show it.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from edgekd.artifact import Artifact
 from edgekd.report.collection import Collection, anchor, arm_name
-from edgekd.report.words import count, percent, points, significant
+from edgekd.report.words import count, percent, points, significant, value
 
 MARGIN = 3.0  # percent of the axis kept free at both ends, so that a dot is not cut
 
@@ -28,11 +30,14 @@ class Whisker:
 
 @dataclass(frozen=True)
 class Row:
-    """One network on one set of samples; an empty text is a number that does not exist for it."""
+    """One network on one set of samples; an empty text is a number that does not exist for it.
+
+    `how` says in what form it answered, each with its place on the page: forms of one arm that gave
+    the very same numbers share a row.
+    """
 
     who: str
-    how: str
-    anchor: str
+    how: tuple[tuple[str, str], ...]
     correct: str
     top1: str
     top1_interval: str
@@ -55,62 +60,65 @@ class Accuracy:
     teacher: float | None
     samples: str
     intervals: str
+    where: str
 
 
 def accuracy(run: Collection) -> Accuracy | None:
     """The table of all AccuracyReports; None where there is none."""
-    found = _entries(run)
-    if not found:
+    groups = _groups(run)
+    if not groups:
         return None
-    low = min(row["top1_interval"][0] for row, _ in found)
-    high = max(row["top1_interval"][1] for row, _ in found)
+    intervals: list[tuple[float, float]] = [group[0][0]["top1_interval"] for group in groups]
+    low, high = min(bounds[0] for bounds in intervals), max(bounds[1] for bounds in intervals)
     span = max(high - low, 1e-9)
 
     def place(share: float) -> float:
         return round(MARGIN + (share - low) / span * (100 - 2 * MARGIN), 2)
 
     reports = run.of("AccuracyReport")
-    teacher = next((place(row["top1"]) for row, _ in found if row["who"] == "teacher"), None)
+    teacher = groups[0][0][0]  # every report begins with the teacher, and groups keep that order
     counts = sorted({report.results["count"] for report in reports})
+    machines = sorted({value(report.config["where"]) for report in reports})
     return Accuracy(
-        rows=tuple(_row(run, row, report, place) for row, report in found),
+        rows=tuple(_row(run, group, place) for group in groups),
         axis=(percent(low), percent(high)),
-        teacher=teacher,
+        teacher=place(teacher["top1"]) if teacher["who"] == "teacher" else None,
         samples=" or ".join(count(number) for number in counts),
         intervals=", ".join(sorted({report.results["intervals"] for report in reports})),
+        where="; ".join(machines),
     )
 
 
-def _entries(run: Collection) -> list[tuple[dict[str, Any], Artifact]]:
-    """Rows of every report with the report, each network once: a recorded one is in several."""
-    found: list[tuple[dict[str, Any], Artifact]] = []
-    seen: set[str] = set()
+Group = list[tuple[dict[str, Any], Artifact]]
+
+
+def _groups(run: Collection) -> list[Group]:
+    """Rows of every report with the report, those of one network and equal numbers together."""
+    groups: dict[str, Group] = {}
     for report in run.of("AccuracyReport"):
         for row in report.results["rows"]:
+            live = row["who"] == "model"
             arm = "" if row["who"] == "teacher" else run.arm(report)
-            key = f"{arm} {row}" if row["who"] != "model" else report.id
-            if key not in seen:
-                seen.add(key)
-                found.append((row, report))
-    return sorted(found, key=lambda entry: entry[0]["who"] != "teacher")
+            key = json.dumps([arm, row, report.results["recorded"] if live else None])
+            groups.setdefault(key, []).append((row, report))
+    return sorted(groups.values(), key=lambda group: group[0][0]["who"] != "teacher")
 
 
-def _row(run: Collection, row: dict[str, Any], report: Artifact, place: Any) -> Row:
+def _row(run: Collection, group: Group, place: Callable[[float], float]) -> Row:
+    row, report = group[0]
     low, high = row["top1_interval"]
     fidelity = "agreement" in row
-    ran = run.find(report.results["model"]["id"])
     live = row["who"] == "model"
 
-    def both(name: str, text: Any) -> str:
+    def both(name: str, text: Callable[[float], str]) -> str:
         if not fidelity:
             return ""
-        start, end = row[f"{name}_interval"]
-        return f"{text(start)} to {text(end)}"
+        start, end = (text(bound) for bound in row[f"{name}_interval"])
+        return f"{start} to {end}" if start != end else ""
 
     return Row(
-        who=_who(run, row["who"], report),
-        how=_how(row, report),
-        anchor=anchor(ran.id) if ran and live else "",
+        who="Teacher" if row["who"] == "teacher" else arm_name(run.arm(report)),
+        how=_how(run, group),
         correct=f"{count(row['correct'])} of {count(report.results['count'])}",
         top1=percent(row["top1"]),
         top1_interval=f"{percent(low)} to {percent(high)}",
@@ -119,26 +127,28 @@ def _row(run: Collection, row: dict[str, Any], report: Artifact, place: Any) -> 
         difference_interval=both("difference", points),
         agreement=percent(row["agreement"]) if fidelity else "",
         agreement_interval=both("agreement", percent),
-        kl=significant(row["kl_nats"]) if fidelity else "",
-        kl_interval=both("kl_nats", significant),
+        kl=_kl(row["kl_nats"]) if fidelity else "",
+        kl_interval=both("kl_nats", _kl),
         recorded=_recorded(report.results["recorded"]) if live else "",
     )
 
 
-def _who(run: Collection, who: str, report: Artifact) -> str:
-    if who == "teacher":
-        return "Teacher"
-    return arm_name(run.arm(report))
+def _how(run: Collection, group: Group) -> tuple[tuple[str, str], ...]:
+    if group[0][0]["who"] == "teacher":
+        return (("in torch, recorded", ""),)
+    if group[0][0]["who"] == "student":
+        return (("student in torch, recorded", ""),)
+    return tuple(
+        (f"{run.ran(report)}, run live", anchor(report.results["model"]["id"]))
+        if run.find(report.results["model"]["id"])
+        else (f"{run.ran(report)}, run live", "")
+        for _, report in group
+    )
 
 
-def _how(row: dict[str, Any], report: Artifact) -> str:
-    if row["who"] == "teacher":
-        return "in torch, recorded"
-    if row["who"] == "student":
-        return "student in torch, recorded"
-    model, where = report.results["model"], report.config["where"]
-    file = "ort.onnx" if model["kind"] == "OnnxModel" else "Engine"
-    return f"{file}, run live by {model['runtime']} on {where.get('device', 'this machine')}"
+def _kl(nats: float) -> str:
+    """A divergence; below 10^-9 it is the rounding of float64 and not a number to read."""
+    return "< 10⁻⁹" if nats < 1e-9 else significant(nats)
 
 
 def _recorded(found: dict[str, Any]) -> str:

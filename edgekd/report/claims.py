@@ -4,42 +4,16 @@ Four states, and no fifth. *Proven*: checked on the very file that ships. *Evide
 something that stands in for it (another runtime, a sample that cannot exclude the opposite). *Not
 measured*: nobody looked, with the reason. *Failed*: looked at and found otherwise. A claim may hold
 on one file and be unmeasured on another, so it is made of findings, one for each state and text.
-
-Most proofs were made by the stage that published the artifact, which refuses to publish what breaks
-them. What the page adds is that the file beside the proof is the file that was proven, and that the
-proof covers all that was planned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
-from edgekd.artifact import Artifact
-from edgekd.report.collection import Collection, anchor, arm_name
-from edgekd.report.words import count, listed, percent, plural, points, short, significant
-
-State = Literal["proven", "evidence", "not measured", "failed"]
-STATES: tuple[State, ...] = ("proven", "evidence", "not measured", "failed")
-NO_DEVICE = "no such device here"
-
-
-@dataclass(frozen=True)
-class Where:
-    """What a finding is about: words, and the artifact's place on the page (empty: none)."""
-
-    text: str
-    anchor: str = ""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One answer to a claim: its state, what was looked at, how, and the numbers."""
-
-    state: State
-    on: tuple[Where, ...]
-    text: str
+from edgekd.report import findings
+from edgekd.report.collection import Collection
+from edgekd.report.findings import Finding, State
 
 
 @dataclass(frozen=True)
@@ -48,13 +22,15 @@ class Claim:
 
     Attributes:
         name: The claim as a heading.
-        phrase: The same inside a sentence.
+        phrase: The same inside a sentence that says so.
+        question: The same inside a sentence that leaves it open.
         meaning: What exactly is claimed, for a reader who does not know the field's words.
         findings: At least one.
     """
 
     name: str
     phrase: str
+    question: str
     meaning: str
     findings: tuple[Finding, ...]
 
@@ -69,57 +45,57 @@ def claims(run: Collection) -> list[Claim]:
     return [
         _claim(
             "The 2:4 mask is exact",
-            "the 2:4 mask is exact in the integers that ship",
-            "In every planned layer, each group of four integers along k holds at least two zeros, "
-            "in both graphs.",
-            _masks(run),
+            "the 2:4 mask is exact in the weights that ship",
+            "In every planned layer, each group of four weights along k holds at least two zeros, "
+            "in both graphs; where the layer is INT8, in its integers.",
+            findings.masks(run),
         ),
         _claim(
             "Both graphs carry equal integers",
             "both graphs carry equal integers",
             "The graph for TensorRT and the one for ONNX Runtime hold the same quantized weights "
             "and scales, with zero points 0, so what is proven of one holds for the other.",
-            _integers(run),
+            findings.integers(run),
         ),
         _claim(
             "ONNX Runtime computes the student",
             "ONNX Runtime computes the student",
             "The graph gives what the trained network gives. Sums of floats are taken in another "
             "order, so an activation on a rounding boundary may fall one step to the other side.",
-            _parity(run),
+            findings.parity(run),
         ),
         _claim(
             "Every planned layer runs in INT8",
             "every planned layer runs in INT8",
             "The engine's own layer table shows a gemm or convolution with an Int8 weight and an "
             "Int8 input. Outputs alone cannot show it: a widened weight gives the same numbers.",
-            _int8(run),
+            findings.int8(run),
         ),
         _claim(
             "Attention is fused",
             "attention is fused",
             "One kernel for each attention block, and neither a softmax nor a batched gemm left.",
-            _attention(run),
+            findings.attention(run),
         ),
         _claim(
             "Accuracy is kept",
             "accuracy is kept",
             "Top-1 of the graph that ships, minus the teacher's on the same samples, in percentage "
             "points, with its 95% interval.",
-            _accuracy(run),
+            findings.accuracy(run),
         ),
         _claim(
             "Sparse kernels are chosen",
             "sparse kernels are chosen",
             "TensorRT times sparse and dense kernels and takes the faster; weights that are 2:4 "
             "make a layer eligible, no more.",
-            _sparse_kernels(run),
+            findings.sparse_kernels(run),
         ),
         _claim(
             "Latency",
             "latency",
             "Time for one batch on the device, in the state its target requires.",
-            _latency(run),
+            findings.latency(run),
         ),
     ]
 
@@ -131,248 +107,5 @@ def _claim(name: str, phrase: str, meaning: str, found: Iterable[Finding]) -> Cl
         key = (finding.state, finding.text)
         earlier = merged.get(key)
         merged[key] = replace(earlier, on=earlier.on + finding.on) if earlier else finding
-    return Claim(name, phrase, meaning, tuple(merged.values()))
-
-
-def _masks(run: Collection) -> Iterable[Finding]:
-    models = [model for model in run.models if run.arm(model) == "sparse"]
-    if not models:
-        yield _unseen("no 2:4 graph is among these artifacts")
-    for model in models:
-        rows = [row for row in run.plan(model) if row.sparse]
-        proven = [row for row in rows if row.int8]
-        on = _graphs(run, model)
-        if problem := _other_file(model) or _counts_differ(model, "layers_sparse", len(rows)):
-            yield Finding("failed", on, problem)
-        elif not rows:
-            yield _unseen("no layer is planned for 2:4; the layer table gives each reason", on)
-        elif not proven:
-            yield _unseen("its 2:4 layers are not INT8, so no integers ship", on)
-        else:
-            weights = sum(row.n * row.k for row in proven)
-            text = (
-                f"{plural(len(proven), 'layer')}, {count(weights)} weights: checked integer by "
-                "integer in both files at export."
-            )
-            if len(rows) > len(proven):
-                rest = plural(len(rows) - len(proven), "layer")
-                text += f" {rest} more 2:4 in float, where files are not checked."
-            yield Finding("proven", on, text)
-
-
-def _integers(run: Collection) -> Iterable[Finding]:
-    if not run.quantized:
-        yield _unseen("no INT8 graph is among these artifacts")
-    for model in run.quantized:
-        rows = [row for row in run.plan(model) if row.int8]
-        on = _graphs(run, model)
-        if problem := _other_file(model) or _counts_differ(model, "layers_int8", len(rows)):
-            yield Finding("failed", on, problem)
-        else:
-            weights = sum(row.n * row.k for row in rows)
-            yield Finding(
-                "proven",
-                on,
-                f"{plural(len(rows), 'layer')}, {count(weights)} integers compared with NumPy at "
-                "export: none differs.",
-            )
-
-
-def _parity(run: Collection) -> Iterable[Finding]:
-    if not run.models:
-        yield _unseen("no graph is among these artifacts")
-    for model in run.models:
-        found = model.results["parity"]
-        on = (_where(run, model, "ort.onnx"),)
-        if problem := _other_file(model):
-            yield Finding("failed", on, problem)
-        elif found["vacuous"]:
-            spread = significant(found["output_variation"])
-            yield _unseen(
-                f"outputs vary by only {spread} of their size from sample to sample, so an equal "
-                "answer shows nothing",
-                on,
-            )
-        else:
-            # One step is a rounding boundary; more can be two of them, or something else.
-            small = found.get("integers_largest_step", 0) <= 1
-            yield Finding("proven" if small else "evidence", on, _parity_text(found))
-
-
-def _parity_text(found: dict[str, Any]) -> str:
-    compared = found["integers_compared"]
-    text = ""
-    if compared:
-        step = found["integers_largest_step"]
-        differ = found["integers_differ"]
-        text = f"Of {count(compared)} activation integers "
-        text += f"{percent(differ)} differ, the largest step is {step}. " if differ else (
-            "none differs. "
-        )
-    answers = found["argmax_differs"]
-    changed = f"{percent(answers)} of the answers change" if answers else "no answer changes"
-    return (
-        f"{text}Outputs differ by {significant(found['relative'])} of their size and {changed} on "
-        f"{plural(found['samples'], 'sample')}; trt.onnx, run by ONNX Runtime in float16, by "
-        f"{significant(found['float16_relative'])}."
-    )
-
-
-def _int8(run: Collection) -> Iterable[Finding]:
-    engines = [engine for engine in run.tables if engine.results["planned_int8"]]
-    for engine in engines:
-        done, planned = engine.results["int8"], engine.results["planned_int8"]
-        on = (_where(run, engine, "model.plan"),)
-        if done != planned:
-            yield Finding("failed", on, f"Only {done} of {plural(planned, 'planned layer')} do.")
-        else:
-            yield _seen(engine, on, f"{done} of {plural(planned, 'planned layer')} do")
-    yield from _elsewhere(run, engines)
-
-
-def _attention(run: Collection) -> Iterable[Finding]:
-    engines = [engine for engine in run.tables if engine.results["planned_int8"]]
-    for engine in engines:
-        fused, blocks = engine.results["fused_attention"], engine.results["attention_blocks"]
-        on = (_where(run, engine, "model.plan"),)
-        if blocks == 0:
-            yield _unseen("the model has no attention block", on)
-        elif fused != blocks:
-            yield Finding("failed", on, f"Only {fused} of {plural(blocks, 'attention block')} are.")
-        else:
-            yield _seen(engine, on, f"{fused} of {plural(blocks, 'attention block')} are")
-    yield from _elsewhere(run, engines)
-
-
-def _seen(engine: Artifact, on: tuple[Where, ...], text: str) -> Finding:
-    version = f"{engine.results['runtime']} {engine.config['version']}"
-    if not engine.results["evidence"]:
-        return Finding("proven", on, f"{text}, read from the layer table of {version}.")
-    major, minor = engine.config["target"]["compute_capability"]
-    return Finding(
-        "evidence",
-        on,
-        f"{text}, read from the layer table of {version} for SM{major}{minor}: not TensorRT's "
-        "engine, and never run.",
-    )
-
-
-def _elsewhere(run: Collection, engines: list[Artifact]) -> Iterable[Finding]:
-    """Why a layer table is missing: for each Bundle without an engine, or for the whole run."""
-    seen = {run.target(engine) for engine in engines}
-    away = [bundle for bundle in run.away if run.target(bundle) not in seen]
-    for bundle in away:
-        yield _unseen(
-            f"{NO_DEVICE}; building there, from the Bundle, proves it or refuses",
-            (_where(run, bundle),),
-        )
-    if not engines and not away:
-        blind = [engine for engine in run.of("Engine") if run.arm(engine) != "fp16"]
-        where = tuple(_where(run, engine) for engine in blind)
-        yield _unseen(
-            "ONNX Runtime shows no layer table" if blind else "no INT8 engine was built", where
-        )
-
-
-def _sparse_kernels(run: Collection) -> Iterable[Finding]:
-    here = [engine for engine in run.on_device if run.arm(engine) == "sparse"]
-    for engine in here:
-        yield _unseen(
-            "the engine's manifest does not say which kernels are sparse", (_where(run, engine),)
-        )
-    for bundle in run.away:
-        stand_in = any(role.startswith("evidence") for role in bundle.manifest.parents)
-        unnamed = "; tensorrt-rtx, which stands in, names no kernels" if stand_in else ""
-        yield _unseen(f"{NO_DEVICE}{unnamed}", (_where(run, bundle),))
-    if not here and not run.away:
-        yield _unseen("nothing was built for a device with sparse kernels; ONNX Runtime has none")
-
-
-def _latency(run: Collection) -> Iterable[Finding]:
-    for bundle in run.away:
-        yield _unseen(NO_DEVICE, (_where(run, bundle),))
-    here = [engine for engine in run.of("Engine") if not engine.results.get("evidence")]
-    for engine in here:
-        yield _unseen("no benchmark was run", (_where(run, engine),))
-    if not here and not run.away:
-        yield _unseen("nothing was built that could be timed here")
-
-
-def _accuracy(run: Collection) -> Iterable[Finding]:
-    reports = run.of("AccuracyReport")
-    for report in reports:
-        row = next(row for row in report.results["rows"] if row["who"] == "model")
-        model = report.results["model"]
-        ran = run.find(model["id"])
-        name = f"{arm_name(model['arm'])}: {_graph_name(model['kind'], model['runtime'])}"
-        on = Where(name, anchor(ran.id) if ran else "")
-        yield _kept(row, report.results["count"], on)
-    judged = {run.arm(report) for report in reports}
-    for student in run.of("Student"):
-        if run.arm(student) not in judged:
-            yield _unseen(
-                "what ships was not run; while training in torch "
-                f"{percent(student.results['accuracy'])} were right, the teacher "
-                f"{percent(student.results['teacher_accuracy'])}, of "
-                f"{plural(student.results['samples'], 'sample')}",
-                (_where(run, student),),
-            )
-    if not reports and not run.of("Student"):
-        yield _unseen("there is no student among these artifacts")
-
-
-def _kept(row: dict[str, Any], samples: int, on: Where) -> Finding:
-    """Judge a paired difference by its interval alone; how much loss is too much, a gate decides."""
-    low, high = row["difference_interval"]
-    state: State = "failed" if high < 0 else "proven" if low >= 0 else "evidence"
-    verdict = {
-        "failed": "a loss",
-        "proven": "no loss",
-        "evidence": f"a loss above {points(low).lstrip('-−')} points is excluded",  # noqa: RUF001
-    }[state]
-    return Finding(
-        state,
-        (on,),
-        f"{points(row['difference'])} points, 95% interval {points(low)} to {points(high)}: "
-        f"{verdict}. {percent(row['top1'])} of {plural(samples, 'sample')} right; the teacher's "
-        f"answer on {percent(row['agreement'])}.",
-    )
-
-
-def _graph_name(kind: str, runtime: str) -> str:
-    return "ort.onnx" if kind == "OnnxModel" else f"Engine of {runtime}"
-
-
-def _graphs(run: Collection, model: Artifact) -> tuple[Where, ...]:
-    return (_where(run, model, "trt.onnx and ort.onnx"),)
-
-
-def _where(run: Collection, found: Artifact, file: str = "") -> Where:
-    parts = [arm_name(run.arm(found))] if run.arm(found) else []
-    parts += [file] if file else []
-    text = ": ".join(parts)
-    if "target" in found.config:
-        text = f"{text} for {run.target(found)}" if text else run.target(found)
-    return Where(text or found.kind, anchor(found.id))
-
-
-def _unseen(reason: str, on: tuple[Where, ...] = ()) -> Finding:
-    return Finding("not measured", on, f"{reason}.")
-
-
-def _other_file(model: Artifact) -> str:
-    """Why the proof is of another file than the one beside it; empty where it is the same."""
-    proven, held = model.results["graph_sha256"], model.manifest.files
-    wrong = [name for name in sorted(proven) if held[name].sha256 != proven[name]]
-    return "".join(
-        f"The proof is of {name} {short(proven[name])}, the file here is "
-        f"{short(held[name].sha256)}."
-        for name in wrong[:1]
-    )
-
-
-def _counts_differ(model: Artifact, name: str, planned: int) -> str:
-    proven = model.results[name]
-    if proven == planned:
-        return ""
-    return f"{listed([plural(proven, 'layer')])} proven, {planned} planned in layers.json."
+    question = f"whether {phrase}" if " " in phrase else phrase
+    return Claim(name, phrase, question, meaning, tuple(merged.values()))

@@ -109,6 +109,14 @@ class Collection:
         layers: list[dict[str, Any]] = engine.read_json("layers.json")["engine_layers"]
         return layers
 
+    def ran(self, report: Artifact) -> str:
+        """What an AccuracyReport ran: a file, or an Engine and the target it is for."""
+        model = report.results["model"]
+        if model["kind"] == "OnnxModel":
+            return "ort.onnx"
+        engine = self.find(model["id"])
+        return f"Engine for {self.target(engine)}" if engine else f"Engine of {model['runtime']}"
+
     def target(self, found: Artifact) -> str:
         """Target of an Engine or a Bundle."""
         return str(found.config["target"]["name"])
@@ -120,7 +128,8 @@ class Collection:
             _PLACE.get(found.kind, len(_PLACE)),
             ARMS.index(arm) if arm in ARMS else len(ARMS),
             found.config.get("target", {}).get("name", ""),
-            found.results["model"]["kind"] if report else "",
+            # The file before the Engine made of it, as in the chain.
+            str(_PLACE[found.results["model"]["kind"]] if report else ""),
             found.id,
         )
 

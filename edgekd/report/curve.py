@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from edgekd.artifact import Artifact
 from edgekd.report.collection import Collection, arm_name
-from edgekd.report.words import count, significant
+from edgekd.report.words import count, decade, significant
 
 POINTS = 90
 TABLE_ROWS = 12
@@ -111,8 +111,7 @@ def _chart(kind: str, term: str, lines: dict[str, list[tuple[int, float]]]) -> C
         ),
         x_ticks=tuple(Tick(x(step), count(step)) for step in _steps(last)),
         y_ticks=tuple(
-            Tick(y(10.0**exponent), significant(10.0**exponent, 1))
-            for exponent in range(low, high + 1)
+            Tick(y(10.0**exponent), decade(exponent)) for exponent in range(low, high + 1)
         ),
         steps_a_point=stride,
         header=("Steps", *curves),
@@ -154,8 +153,6 @@ def _table(curves: Sequence[Curve], stride: int, last: int) -> tuple[tuple[str, 
     for index in sorted({*range(0, longest, every), longest - 1}):
         first, end = index * stride, min((index + 1) * stride - 1, last)
         steps = count(first) if first == end else f"{count(first)} to {count(end)}"
-        cells = [
-            significant(curve[index][1], 3) if index < len(curve) else "" for curve in curves
-        ]
+        cells = [significant(curve[index][1], 3) if index < len(curve) else "" for curve in curves]
         rows.append((steps, *cells))
     return tuple(rows)

@@ -96,7 +96,7 @@ def _layer_row(
         macs=macs(row.macs),
         share=percent(share),
         share_width=round(100 * width, 1),
-        ran=f"{ran_as}, one for {shared} layers" if shared > 1 else ran_as,
+        ran=f"{ran_as}, {shared} in one" if shared > 1 else ran_as,
         weight=ran["weight_dtype"] if ran else "",
         tensors=f"{ran['input_dtype']} to {ran['output_dtype']}" if ran else "",
         ran_int8=ran["int8"] if ran else None,
@@ -125,7 +125,9 @@ def shares(run: Collection) -> list[Share]:
         plan = run.plan(holder)
         total = sum(row.macs for row in plan) or 1
 
-        def part(int8: bool, sparse: bool, plan: list[LayerPlan] = plan, total: int = total) -> float:
+        def part(
+            int8: bool, sparse: bool, plan: list[LayerPlan] = plan, total: int = total
+        ) -> float:
             chosen = (row.macs for row in plan if row.int8 == int8 and row.sparse == sparse)
             return 100 * sum(chosen) / total
 

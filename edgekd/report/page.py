@@ -1,9 +1,9 @@
 """The page: one HTML file that needs nothing else, made from finished artifacts alone.
 
-Nothing is run again and no heavy library is loaded. The page holds no script, asks for nothing from
-any network (its own security policy forbids it) and carries no date but those its artifacts tell, so
-equal artifacts make equal bytes. Every name in it may come from somebody else's model: the template
-escapes all of them, and styles and drawings take numbers only.
+Nothing is run again and no heavy library is loaded. The page holds no script, asks for nothing
+from any network (its own security policy forbids it) and carries no date but those its artifacts
+tell, so equal artifacts make equal bytes. Every name in it may come from somebody else's model: the
+template escapes all of them, and styles and drawings take numbers only.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ def _facts(run: Collection) -> dict[str, Any]:
         "glance": summary.glance(run),
         "claims": found,
         "tally": Counter(finding.state for claim in found for finding in claim.findings),
-        "states": claims.STATES,
         "accuracy": accuracy(run),
         "shares": layers.shares(run),
         "layer_tables": layers.layer_tables(run),

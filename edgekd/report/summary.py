@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from edgekd.artifact import Artifact
 from edgekd.eligible import share_of_macs
-from edgekd.report.claims import Claim, State
+from edgekd.report.claims import Claim
 from edgekd.report.collection import Collection, arm_name
+from edgekd.report.findings import NO_DEVICE, State
 from edgekd.report.layers import float32_bytes, weight_bytes
 from edgekd.report.words import NOT_MEASURED, count, listed, percent, plural, points
 
@@ -41,18 +42,28 @@ def verdict(run: Collection, found: list[Claim]) -> list[Sentence]:
     """
     sentences = []
     if failed := _phrases(found, "failed"):
-        sentences.append(Sentence("failed", "Failed:", f"{listed(failed)}. Do not ship this."))
+        text = f"{listed([f'that {phrase}' for phrase in failed])}. Look there first."
+        sentences.append(Sentence("failed", "Failed:", text))
     sentences.append(Sentence("", "", _made(run)))
     if proven := [claim.phrase for claim in found if claim.states == {"proven"}]:
         lead = "Proven on the files that ship:"
         sentences.append(Sentence("proven", lead, f"{listed(proven)}."))
     if accuracy := _accuracy(run):
         sentences.append(Sentence("", "", accuracy))
-    shown = _phrases([c for c in found if c.name != "Accuracy is kept"], "evidence")
+    on_plans = ("Every planned layer runs in INT8", "Attention is fused")
+    shown = _phrases([c for c in found if c.name in on_plans], "evidence")
     if shown:
-        sentences.append(Sentence("evidence", "Evidence, not proof:", f"{listed(shown)}."))
-    if unseen := [c.phrase for c in found if c.states == {"not measured"}]:
-        sentences.append(Sentence("not measured", "Not measured:", f"{listed(unseen)}."))
+        sentences.append(Sentence("evidence", "Evidence, not proof:", _stand_in(run, shown)))
+    unsure = _phrases(
+        [c for c in found if c.name == "ONNX Runtime computes the student"], "evidence"
+    )
+    if unsure:
+        text = f"{listed(unsure)}; some integers differ by more than one step."
+        sentences.append(Sentence("evidence", "Evidence, not proof:", text))
+    if unseen := [claim.question for claim in found if claim.states == {"not measured"}]:
+        because = f" ({NO_DEVICE})" if run.away else ""
+        text = f"{listed(unseen)}{because}." if run.models else "all that a student is judged by."
+        sentences.append(Sentence("not measured", "Not measured:", text))
     if {"sparse", "dense"} <= {run.arm(model) for model in run.models}:
         sentences.append(
             Sentence(
@@ -67,19 +78,16 @@ def verdict(run: Collection, found: list[Claim]) -> list[Sentence]:
 
 def glance(run: Collection) -> list[Number]:
     """The few numbers a person looks for first, of the most compressed graph."""
-    numbers = []
-    if run.models:
-        main = run.models[0]
-        arm, plan = arm_name(run.arm(main)), run.plan(main)
-        numbers = [
-            Number("MACs in INT8", percent(share_of_macs(plan, "int8"), 2), f"planned, {arm}"),
-            Number("MACs in 2:4", percent(share_of_macs(plan, "sparse"), 2), f"planned, {arm}"),
-            Number(
-                "Weights",
-                f"{weight_bytes(plan) / float32_bytes(plan):.0%}",
-                f"of float32, computed, {arm}",
-            ),
-        ]
+    if not run.models:
+        return []
+    main = run.models[0]
+    arm, plan = arm_name(run.arm(main)), run.plan(main)
+    smaller = weight_bytes(plan) / float32_bytes(plan)
+    numbers = [
+        Number("MACs in INT8", percent(share_of_macs(plan, "int8"), 2), f"planned, {arm}"),
+        Number("MACs in 2:4", percent(share_of_macs(plan, "sparse"), 2), f"planned, {arm}"),
+        Number("Weights", f"{smaller:.0%}", f"of float32, computed, {arm}"),
+    ]
     if reports := run.of("AccuracyReport"):
         row = next(row for row in reports[0].results["rows"] if row["who"] == "model")
         on = f"{plural(reports[0].results['count'], 'sample')}, {arm_name(run.arm(reports[0]))}"
@@ -87,7 +95,16 @@ def glance(run: Collection) -> list[Number]:
             Number("Top-1 against the teacher", f"{points(row['difference'])} points", on),
             Number("Agrees with the teacher", percent(row["agreement"]), on),
         ]
-    return [*numbers, Number("Latency", NOT_MEASURED, "no benchmark was run")]
+    reason = NO_DEVICE if run.away else "no benchmark was run"
+    return [*numbers, Number("Latency", NOT_MEASURED, reason)]
+
+
+def _stand_in(run: Collection, shown: list[str]) -> str:
+    """On whose plans it was seen, and for which targets nothing stands in."""
+    seen = {run.target(engine) for engine in run.tables}
+    blind = sorted({run.target(bundle) for bundle in run.away} - seen)
+    text = f"{listed(shown)}, in plans that tensorrt-rtx made for {listed(sorted(seen))}"
+    return f"{text}; nothing stands in for {listed(blind)}." if blind else f"{text}."
 
 
 def _phrases(found: list[Claim], state: State) -> list[str]:
@@ -133,12 +150,13 @@ def _accuracy(run: Collection) -> str:
     reports = run.of("AccuracyReport")
     if not reports:
         return ""
-    rows = {row["who"]: row for row in reports[0].results["rows"]}
-    model, teacher = rows["model"], rows["teacher"]
-    low, high = model["top1_interval"]
+    row = next(row for row in reports[0].results["rows"] if row["who"] == "model")
+    low, high = row["top1_interval"]
+    start, end = row["difference_interval"]
     return (
         f"On {plural(reports[0].results['count'], 'sample')} the {arm_name(run.arm(reports[0]))} "
-        f"graph is right {percent(model['top1'])} of the time (95% interval {percent(low)} to "
-        f"{percent(high)}), the teacher {percent(teacher['top1'])}; it gives the teacher's answer "
-        f"on {percent(model['agreement'])}."
+        f"graph is right {percent(row['top1'])} of the time (95% interval {percent(low)} to "
+        f"{percent(high)}), {points(row['difference'])} points from the teacher "
+        f"({points(start)} to {points(end)}), and gives the teacher's answer on "
+        f"{percent(row['agreement'])}."
     )

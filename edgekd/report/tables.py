@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from edgekd.artifact import Artifact
 from edgekd.report.collection import Collection, anchor, arm_name
-from edgekd.report.words import count, duration, flatten, listed, size, value, when
+from edgekd.report.words import MINUS, count, duration, flatten, listed, size, value, when
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -16,9 +17,13 @@ class Setting:
     values: tuple[tuple[str, str], ...]
 
 
-def recipe(run: Collection) -> list[Setting]:
-    """The resolved configuration of everything that was trained or exported, each key once."""
+def recipe(run: Collection) -> list[tuple[str, list[Setting]]]:
+    """The resolved configuration of everything that was trained or exported, section by section.
+
+    A value is told with the arms it holds for where another arm has another value, or none.
+    """
     found: dict[str, dict[str, list[str]]] = {}
+    students = {arm_name(run.arm(student)) for student in run.of("Student")}
     for made in run.artifacts:
         if made.kind not in ("Teacher", "Student", "OnnxModel"):
             continue
@@ -29,15 +34,18 @@ def recipe(run: Collection) -> list[Setting]:
             holders = found.setdefault(name, {}).setdefault(value(leaf), [])
             if who not in holders:
                 holders.append(who)
-    return [Setting(name, _values(found[name])) for name in sorted(found, key=_section_first)]
+    sections: dict[str, list[Setting]] = {}
+    for name in sorted(found, key=lambda name: ("." in name, name)):
+        if any(other.startswith(f"{name}.") for other in found):
+            continue  # a section that one arm leaves out
+        section, _, key = name.rpartition(".")
+        some = {who for holders in found[name].values() for who in holders} < students
+        sections.setdefault(section, []).append(Setting(key, _values(found[name], some)))
+    return list(sections.items())
 
 
-def _section_first(name: str) -> tuple[bool, str]:
-    return "." in name, name
-
-
-def _values(found: dict[str, list[str]]) -> tuple[tuple[str, str], ...]:
-    if len(found) == 1:
+def _values(found: dict[str, list[str]], some: bool = False) -> tuple[tuple[str, str], ...]:
+    if len(found) == 1 and not some:
         return (("", next(iter(found))),)
     return tuple((listed(holders), text) for text, holders in found.items())
 
@@ -78,7 +86,7 @@ def _shape(sizes: list[int | str]) -> str:
 
 
 def _range(found: list[float] | None) -> str:
-    return "any" if found is None else f"{found[0]:g} to {found[1]:g}"
+    return "any" if found is None else f"{found[0]:g} to {found[1]:g}".replace("-", MINUS)
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ class ArtifactRow:
     anchor: str
     kind: str
     arm: str
-    target: str
+    about: str
     name: str
     id: str
     key: str
@@ -115,7 +123,7 @@ def _artifact_row(run: Collection, made: Artifact) -> ArtifactRow:
         anchor=anchor(made.id),
         kind=f"{made.kind} (evidence)" if made.results.get("evidence") is True else made.kind,
         arm=arm_name(arm),
-        target=run.target(made) if "target" in made.config else "",
+        about=_about(run, made),
         name=made.path.name,
         id=made.id,
         key=made.manifest.key,
@@ -131,6 +139,12 @@ def _artifact_row(run: Collection, made: Artifact) -> ArtifactRow:
         ),
         files=tuple((name, size(entry.bytes), entry.sha256) for name, entry in files.items()),
     )
+
+
+def _about(run: Collection, made: Artifact) -> str:
+    if made.kind == "AccuracyReport":
+        return f"of {run.ran(made)}"
+    return f"for {run.target(made)}" if "target" in made.config else ""
 
 
 @dataclass(frozen=True)
@@ -159,7 +173,7 @@ def _bundle_view(run: Collection, bundle: Artifact) -> BundleView:
         "Runtime": f"{target['runtime']} {version}".strip(),
         "The device's system brings": listed(document["system_packages"]) or "nothing",
         "Python": target["python"],
-        "Arms": listed([arm_name(arm) for arm in sorted(document["arms"])]),
+        "Arms": listed([f"{arm} ({arm_name(arm)})" for arm in sorted(document["arms"])]),
         "Wheels": f"{count(wheels)}, missing: {listed(missing)}" if missing else count(wheels),
         "Size": size(sum(entry.bytes for entry in bundle.manifest.files.values())),
     }

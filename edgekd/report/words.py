@@ -23,7 +23,7 @@ def percent(share: float, digits: int = 1) -> str:
         share: 0 to 1.
         digits: Digits after the point, more where rounding would reach 0% or 100%.
     """
-    if share in (0, 1):
+    if min(abs(share), abs(1 - share)) < 1e-9:  # a computed bound of 1 may miss it by a last bit
         return f"{share:.0%}"
     while digits < 8 and float(f"{share:.{digits}%}"[:-1]) in (0, 100):
         digits += 1
@@ -33,8 +33,10 @@ def percent(share: float, digits: int = 1) -> str:
 def points(difference: float) -> str:
     """A difference of shares as signed percentage points: ``+0.6``, ``0.0``."""
     size_points = abs(difference) * 100
-    text = f"{size_points:.1f}" if size_points >= 0.05 or not size_points else (
-        significant(size_points, 1)
+    text = (
+        f"{size_points:.1f}"
+        if size_points >= 0.05 or not size_points
+        else (significant(size_points, 1))
     )
     return text if not difference else f"{'+' if difference > 0 else MINUS}{text}"
 
@@ -43,11 +45,18 @@ def significant(value: float, digits: int = 2) -> str:
     """A small number with its significant digits: ``0.0038``, ``1.2 x 10^-13`` below 0.0001."""
     if value == 0:
         return "0"
-    exponent = math.floor(math.log10(abs(value)))
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # after rounding: 9.96 is 10
     if -5 < exponent < 6:
         return f"{value:.{max(0, digits - 1 - exponent)}f}"
     factor = f"{value / 10.0**exponent:.{digits - 1}f}"
     return f"{factor} × 10{str(exponent).translate(_SUPERSCRIPT)}"  # noqa: RUF001
+
+
+def decade(exponent: int) -> str:
+    """A power of ten on an axis: ``0.001``, ``10``, ``10^-6`` beyond what the eye can count."""
+    if -5 < exponent < 5:
+        return f"{10.0**exponent:.{max(0, -exponent)}f}"
+    return f"10{str(exponent).translate(_SUPERSCRIPT)}"
 
 
 def count(number: int) -> str:
