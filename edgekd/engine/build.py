@@ -67,6 +67,7 @@ def build(
     """
     for each in (model, *(arms or {}).values()):
         _check_graph(each, target)
+    reason = "a Bundle was asked for"
     if target.runtime == "onnxruntime" and not bundle:
         return _build_ort(model, target, out)
     if target.runtime == "tensorrt" and not bundle:
@@ -74,8 +75,8 @@ def build(
         if device and importlib.util.find_spec("tensorrt"):
             _require_device(target, device, trt.version(trt.load("tensorrt")))
             return _build_plan(model, target, out, "tensorrt", device)
-        lacking = "TensorRT" if device else "CUDA device"
-        say(f"{target.name}: no {lacking} here, so a Bundle is made to build on the device itself")
+        reason = f"no {'TensorRT' if device else 'such device'} here"
+        say(f"{target.name}: {reason}, so a Bundle is made to build on the device itself")
     packed = bundles.arms_of(model, arms or {})
     evidence = {}
     if target.compute_capability in RTX_COMPUTE_CAPABILITIES:
@@ -83,7 +84,7 @@ def build(
             name: _build_plan(each, target, out, "tensorrt-rtx", None)
             for name, each in packed.items()
         }
-    return bundles.make(model, target, out, arms=packed, evidence=evidence)
+    return bundles.make(model, target, out, arms=packed, evidence=evidence, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -221,7 +222,8 @@ def _build_plan(
         (work.scratch / "model.plan").write_bytes(plan.plan)
         (work.scratch / "build.log").write_text("\n".join(plan.log) + "\n", encoding="utf-8")
         results = _common(work, model, runtime, plan.layers, rows, planned=len(planned))
-        return {**results, "evidence": evidence, **({"means": EVIDENCE} if evidence else {})}
+        means = {"means": EVIDENCE} if evidence else {"sparse_kernels": plan.sparsity.as_json()}
+        return {**results, "evidence": evidence, **means}
 
     return artifact.make(out, question, write)
 

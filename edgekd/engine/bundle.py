@@ -42,6 +42,7 @@ def make(
     *,
     arms: Mapping[str, Artifact],
     evidence: Mapping[str, Artifact],
+    reason: str,
 ) -> Artifact:
     """Pack a Bundle.
 
@@ -51,6 +52,7 @@ def make(
         out: Directory of artifacts.
         arms: Name -> OnnxModel as `arms_of` gives them.
         evidence: Arm -> Engine built beside the Bundle; empty where none could be.
+        reason: Why no Engine was built instead.
 
     Returns:
         The Bundle.
@@ -70,7 +72,11 @@ def make(
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
     question = Question(
         kinds.BUNDLE,
-        config={"target": target.as_json(), "missing_wheels": list(wheels.missing)},
+        config={
+            "target": target.as_json(),
+            "missing_wheels": list(wheels.missing),
+            "reason": reason,
+        },
         parents=_parents(main, packed, evidence),
         sources=hashes,
     )

@@ -26,7 +26,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from edgekd.engine import sparsity
 from edgekd.engine.layers import EngineLayer, parse_dump, parse_inspector
+from edgekd.engine.sparsity import Sparsity
 from edgekd.errors import (
     ArtifactError,
     ConfigError,
@@ -61,6 +63,7 @@ class Plan:
         runtime: "tensorrt" or "tensorrt-rtx"; neither opens the other's plans.
         version: Version of the runtime that built it and must run it.
         log: The builder's warnings and errors.
+        sparsity: What the builder said of sparse kernels.
         timing_cache: The tactic timings of this build, to give to the next; None for TensorRT-RTX.
     """
 
@@ -69,6 +72,7 @@ class Plan:
     runtime: str
     version: str
     log: tuple[str, ...]
+    sparsity: Sparsity
     timing_cache: bytes | None = None
 
 
@@ -168,6 +172,7 @@ def build_plan(
             runtime=runtime,
             version=version(module),
             log=tuple(f"{s}: {text}" for s, text in log if s not in ("INFO", "VERBOSE")),
+            sparsity=sparsity.parse(text for _, text in log),
             timing_cache=bytes(cache.serialize()) if cache is not None else None,
         )
     except EdgekdError as error:

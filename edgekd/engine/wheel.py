@@ -39,7 +39,7 @@ from edgekd.progress import say
 from edgekd.target import Target, shipped
 
 # Files a checkout keeps beside the package and a wheel inside it, see `edgekd.target.shipped`.
-_BESIDE = ("targets", "constraints-device.txt")
+_BESIDE = ("targets", "constraints-device.txt", "bench/scenarios")
 _WHEEL = "Wheel-Version: 1.0\nGenerator: edgekd\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold
 
@@ -182,7 +182,7 @@ def _package() -> Path:
 def _package_files(package: Path) -> dict[str, bytes]:
     found = {f"edgekd/{name}": data for name, data in _tree(package).items()}
     for name in _BESIDE:
-        path = shipped(name)
+        path = package / name if (package / name).exists() else package.parent / name
         if path.is_dir():
             found |= {f"edgekd/{name}/{file}": data for file, data in _tree(path).items()}
         else:

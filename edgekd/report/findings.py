@@ -17,7 +17,6 @@ from edgekd.report.collection import Collection, anchor, arm_name
 from edgekd.report.words import NOT_MEASURED, count, percent, plural, points, short, significant
 
 State = Literal["proven", "evidence", "not measured", "failed"]
-NO_DEVICE = "no such device here"
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ def _elsewhere(run: Collection, engines: list[Artifact]) -> Iterable[Finding]:
     away = [bundle for bundle in run.away if run.target(bundle) not in seen]
     for bundle in away:
         yield _unseen(
-            f"{NO_DEVICE}; building there, from the Bundle, proves it or refuses",
+            f"{bundle.config['reason']}; building there, from the Bundle, proves it or refuses",
             (_where(run, bundle),),
         )
     if not engines and not away:
@@ -189,16 +188,20 @@ def _elsewhere(run: Collection, engines: list[Artifact]) -> Iterable[Finding]:
 
 
 def sparse_kernels(run: Collection) -> Iterable[Finding]:
-    """Whether TensorRT chose sparse kernels; nothing here can tell yet."""
+    """Whether TensorRT chose sparse kernels, as its build log says."""
     here = [engine for engine in run.on_device if run.arm(engine) == "sparse"]
     for engine in here:
-        yield _unseen(
-            "the engine's manifest does not say which kernels are sparse", (_where(run, engine),)
-        )
+        said, on = engine.results["sparse_kernels"], (_where(run, engine),)
+        if said["eligible"] is None or said["chosen"] is None:
+            yield _unseen("the builder's log does not say which kernels are sparse", on)
+        else:
+            text = f"{said['chosen']} of {plural(said['eligible'], 'eligible layer')}"
+            state: State = "proven" if said["chosen"] else "failed"
+            yield Finding(state, on, f"{text} took a sparse kernel, says the builder's log.")
     for bundle in run.away:
         stand_in = any(role.startswith("evidence") for role in bundle.manifest.parents)
         unnamed = "; tensorrt-rtx, which stands in, names no kernels" if stand_in else ""
-        yield _unseen(f"{NO_DEVICE}{unnamed}", (_where(run, bundle),))
+        yield _unseen(f"{bundle.config['reason']}{unnamed}", (_where(run, bundle),))
     if not here and not run.away:
         yield _unseen("nothing was built for a device with sparse kernels; ONNX Runtime has none")
 
@@ -206,7 +209,7 @@ def sparse_kernels(run: Collection) -> Iterable[Finding]:
 def latency(run: Collection) -> Iterable[Finding]:
     """How fast anything is; no stage measures that yet, so it is never a number."""
     for bundle in run.away:
-        yield _unseen(NO_DEVICE, (_where(run, bundle),))
+        yield _unseen(bundle.config["reason"], (_where(run, bundle),))
     here = [engine for engine in run.of("Engine") if not engine.results.get("evidence")]
     for engine in here:
         yield _unseen("no benchmark was run", (_where(run, engine),))

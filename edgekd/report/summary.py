@@ -12,7 +12,7 @@ from edgekd.artifact import Artifact
 from edgekd.eligible import share_of_macs
 from edgekd.report.claims import Claim
 from edgekd.report.collection import Collection, arm_name
-from edgekd.report.findings import NO_DEVICE, State
+from edgekd.report.findings import State
 from edgekd.report.layers import float32_bytes, weight_bytes
 from edgekd.report.words import NOT_MEASURED, count, listed, percent, plural, points
 
@@ -61,7 +61,7 @@ def verdict(run: Collection, found: list[Claim]) -> list[Sentence]:
         text = f"{listed(unsure)}; some integers differ by more than one step."
         sentences.append(Sentence("evidence", "Evidence, not proof:", text))
     if unseen := [claim.question for claim in found if claim.states == {"not measured"}]:
-        because = f" ({NO_DEVICE})" if run.away else ""
+        because = f" ({run.away[0].config['reason']})" if run.away else ""
         text = f"{listed(unseen)}{because}." if run.models else "all that a student is judged by."
         sentences.append(Sentence("not measured", "Not measured:", text))
     if {"sparse", "dense"} <= {run.arm(model) for model in run.models}:
@@ -95,7 +95,7 @@ def glance(run: Collection) -> list[Number]:
             Number("Top-1 against the teacher", f"{points(row['difference'])} points", on),
             Number("Agrees with the teacher", percent(row["agreement"]), on),
         ]
-    reason = NO_DEVICE if run.away else "no benchmark was run"
+    reason = run.away[0].config["reason"] if run.away else "no benchmark was run"
     return [*numbers, Number("Latency", NOT_MEASURED, reason)]
 
 

@@ -42,6 +42,7 @@ TESTS = (
     "engine/test_cuda.py",
     "engine/test_layers.py",
     "engine/test_runner.py",
+    "engine/test_sparsity.py",
     "engine/test_wheel.py",
 )
 TOOLS = ["hypothesis==6.168.5", "pytest==9.2.0"]  # the last that run on Python 3.10

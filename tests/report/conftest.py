@@ -161,6 +161,7 @@ class Maker:
         }
         if not blind:
             found["evidence"] = runtime == "tensorrt-rtx"
+            found["sparse_kernels"] = {"eligible": 1, "chosen": 1, "layers": ["a+b"]}
         files = {"io.json": IO, "layers.json": document, "model.plan": "plan"}
         return self.make(kinds.ENGINE, config, files, {**found, **results}, model=model)
 
@@ -175,7 +176,7 @@ class Maker:
             "wheels": {"edgekd.whl": "0" * 64},
         }
         parents = {"model": model} | ({"evidence": evidence} if evidence else {})
-        config = {"target": target}
+        config = {"target": target, "reason": "no such device here"}
         return self.make(kinds.BUNDLE, config, {"bundle.json": document}, {"arms": {}}, **parents)
 
     def accuracy(

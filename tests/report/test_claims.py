@@ -120,9 +120,25 @@ def test_tensorrts_own_engine_is_proof_and_its_device_is_here(maker: Maker) -> N
     assert told(result[INT8]) == [
         ("proven", "1 of 1 planned layer do, read from the layer table of tensorrt 1.7.1.")
     ]
-    for claim in (result[SPARSE], result[LATENCY]):
-        assert claim.states == {"not measured"}
-        assert "no such device" not in claim.findings[0].text
+    assert told(result[SPARSE]) == [
+        ("proven", "1 of 1 eligible layer took a sparse kernel, says the builder's log.")
+    ]
+    assert result[LATENCY].states == {"not measured"}
+    assert "no such device" not in result[LATENCY].findings[0].text
+
+
+def test_sparse_kernels_are_what_the_builders_log_says(maker: Maker) -> None:
+    model = graph(maker)
+    dense = maker.engine(
+        model, A100, "tensorrt", sparse_kernels={"eligible": 12, "chosen": 0, "layers": []}
+    )
+    assert told(found(model, dense)[SPARSE]) == [
+        ("failed", "0 of 12 eligible layers took a sparse kernel, says the builder's log.")
+    ]
+    mute = maker.engine(
+        model, A100, "tensorrt", sparse_kernels={"eligible": None, "chosen": None, "layers": []}
+    )
+    assert found(model, mute)[SPARSE].states == {"not measured"}
 
 
 def test_layers_that_ran_otherwise_have_failed(maker: Maker) -> None:
