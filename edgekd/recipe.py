@@ -105,10 +105,24 @@ class Losses(Section):
         return self
 
 
+class TeacherIntervention(Section):
+    """Teacher intervention, TI-O withdrawn gradually (arXiv 2302.11812); off unless it is given.
+
+    Over the first `share` of the steps the outputs of the student's attention branches are mixed
+    with the teacher's, from the teacher's alone to the student's alone; `weight` is that of the
+    loss between the two, without which a replaced branch learns nothing.
+    """
+
+    mode: Literal["output"] = "output"
+    share: float = Field(default=0.5, gt=0, le=1)
+    weight: float = Field(default=1.0, gt=0)
+
+
 class Distill(Training):
-    """Quantization-aware distillation: training settings and losses."""
+    """Quantization-aware distillation: training settings, losses and teacher intervention."""
 
     losses: Losses = Losses()
+    intervention: TeacherIntervention | None = None
 
 
 class Export(Section):

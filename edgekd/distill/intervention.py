@@ -11,10 +11,10 @@ so that the student ends on its own signals alone. The student still computes it
 site, and a loss term compares it with the teacher's: without it a fully replaced site would get no
 gradient at all (the mixed signal's gradient is scaled by 1 - lambda).
 
-Sites are found by structure, on a real forward pass: wherever two tensors are added, one of them was
-read while the other was being computed, and a module returned the later one, that module closes a
-residual branch. It is an attention branch if a softmax ran in between. Networks with attention are intervened on
-their attention branches, others on every branch.
+Sites are found by structure, on a real forward pass: wherever two tensors are added, one of them
+was read while the other was being computed, and a module returned the later one, that module closes
+a residual branch. It is an attention branch if a softmax ran in between. Networks with attention
+are intervened on their attention branches, others on every branch.
 
 Left out here: TI-C and TI-M, which need attention's insides, and their stochastic and inverted
 schedules.
@@ -22,7 +22,7 @@ schedules.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ from torch.overrides import TorchFunctionMode
 from edgekd.data import IO
 from edgekd.errors import ConfigError
 from edgekd.models import Tensors, forward
+from edgekd.recipe import TeacherIntervention
 from edgekd.structure import first_tensor
 
 _ADD = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__,
@@ -89,10 +90,92 @@ def chosen_sites(sites: list[Site]) -> list[str]:
     if not sites:
         raise ConfigError(
             "intervention: the network has no module whose output is added to a residual stream; "
-            "remove [intervention] from the recipe"
+            "remove [distill.intervention] from the recipe"
         )
     attention = [site.module for site in sites if site.attention]
     return attention or [site.module for site in sites]
+
+
+class Intervention:
+    """Mixes the teacher's site outputs into the student's forward pass while it trains.
+
+    The teacher must run first in every step; what it answered at a site is used once, so a stale
+    answer is an error and never a silent one.
+    """
+
+    def __init__(
+        self,
+        settings: TeacherIntervention,
+        student: nn.Module,
+        teacher: nn.Module,
+        sites: Sequence[tuple[str, str]],
+    ) -> None:
+        """Hook the sites.
+
+        Args:
+            settings: Share of the steps and the weight of the site loss.
+            student: Its sites' outputs are mixed while it trains.
+            teacher: Its sites' outputs are recorded.
+            sites: Pairs of module names, student's and teacher's.
+        """
+        self._settings = settings
+        self._strength = 1.0
+        self._taught: dict[str, Tensor] = {}
+        self._terms: list[Tensor] = []
+        self._handles = [
+            *(
+                teacher.get_submodule(theirs).register_forward_hook(self._record(mine))
+                for mine, theirs in sites
+            ),
+            *(
+                student.get_submodule(mine).register_forward_hook(self._mix(mine))
+                for mine, _ in sites
+            ),
+        ]
+
+    def at(self, step: int, steps: int) -> None:
+        """Set lambda for a step, 1 at the first to 0 after ``share * steps``."""
+        reach = self._settings.share * steps
+        self._strength = max(0.0, 1.0 - step / reach) if reach > 0 else 0.0
+        self._taught.clear()
+        self._terms.clear()
+
+    def loss(self) -> Tensor:
+        """Mean over the sites of MSE(student's own output, teacher's) / Var(teacher), float32[]."""
+        terms, self._terms = self._terms, []
+        return self._settings.weight * torch.stack(terms).mean()
+
+    def remove(self) -> None:
+        """Take every hook off both networks."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _record(self, site: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            tensor = first_tensor(output)
+            if tensor is not None:
+                self._taught[site] = tensor.detach()
+
+        return hook
+
+    def _mix(self, site: str) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(module: nn.Module, _args: Any, output: Any) -> Any:
+            if not module.training:
+                return output
+            own, taught = first_tensor(output), self._taught.pop(site, None)
+            if own is None or taught is None or own.shape != taught.shape:
+                raise ConfigError(
+                    f"intervention: the student's {site} gives "
+                    f"{None if own is None else list(own.shape)}, the teacher's "
+                    f"{None if taught is None else list(taught.shape)}: both must give one tensor "
+                    "of the same shape in every step; remove [distill.intervention]"
+                )
+            spread = taught.var(correction=0).clamp_min(1e-12)
+            self._terms.append(torch.nn.functional.mse_loss(own, taught) / spread)
+            mixed = self._strength * taught + (1.0 - self._strength) * own
+            return mixed if isinstance(output, Tensor) else (mixed, *output[1:])
+
+        return hook
 
 
 class _Trace(TorchFunctionMode):

@@ -70,16 +70,9 @@ def make(
     files = {**wheels.files, own_name: own}
     main = str(model.config["arm"])
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
-    question = Question(
-        kinds.BUNDLE,
-        config={
-            "target": target.as_json(),
-            "missing_wheels": list(wheels.missing),
-            "reason": reason,
-        },
-        parents=_parents(main, packed, evidence),
-        sources=hashes,
-    )
+    config = {"target": target.as_json(), "missing_wheels": list(wheels.missing), "reason": reason}
+    parents = _parents(main, packed, evidence)
+    question = Question(kinds.BUNDLE, config=config, parents=parents, sources=hashes)
     document = {
         "arms": {name: _arm_json(arm) for name, arm in packed.items()},
         "commands": _commands(question.name, target, packed),

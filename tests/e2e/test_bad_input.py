@@ -112,7 +112,7 @@ def test_wrong_kind_missing_and_altered_artifacts(
 ) -> None:
     _, out, _ = chain
     student = next(out.glob("student-*"))
-    _refused("build", student, "--target", "cpu", words=("is a Student", "expected a OnnxModel"))
+    _refused("build", student, "--target", "cpu", words=("of kind Student", "expected OnnxModel"))
     _refused("export", tmp_path / "nothing", words=("no such artifact directory",))
     copy = tmp_path / student.name
     shutil.copytree(student, copy)
