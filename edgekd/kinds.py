@@ -39,5 +39,5 @@ ONNX_MODEL = Kind(
 ENGINE = Kind("Engine", "engine", 1, ("io.json", "layers.json"))
 BUNDLE = Kind("Bundle", "bundle", 1, ("bundle.json", "target.json", "COMMANDS.md"))
 ACCURACY_REPORT = Kind("AccuracyReport", "accuracy", 1, ("accuracy.json",))
-LATENCY_REPORT = Kind("LatencyReport", "latency", 1, ("latency.json",))
+LATENCY_REPORT = Kind("LatencyReport", "latency", 1, ("latency.json", "samples.npz", "state.json"))
 VERDICT = Kind("Verdict", "verdict", 1, ("verdict.json",))

@@ -1,18 +1,22 @@
 """What a network is made of, read from its structure and never from class names.
 
 Layers are the Linear and Conv2d modules a real input passes through; the output layer is the one
-whose result the network returns; blocks are the repeated children of a container. Weights that are
-multiplied by other code (a packed attention, a Conv1d, a bare parameter) are found by watching every
-matrix product, so that nothing that costs time is missing from the plan in silence.
+whose result the network returns, or else the last; blocks are the repeated children of a container.
+Weights that are multiplied by other code (a packed attention, a Conv1d, a bare parameter) are found
+by watching every matrix product, so that nothing that costs time is missing from the plan in
+silence.
 """
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn, mkldnn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -51,7 +55,8 @@ def plan(
     facts = layers(model, inputs, io)
     planned = {f"{row.layer}.weight" for row in facts}
     others = [row for row in products(model, inputs, io) if row.layer not in planned]
-    return [*eligible.plan(facts, sparsity, quantization), *others]
+    # Without layers every pattern of the recipe would seem misspelt.
+    return [*(eligible.plan(facts, sparsity, quantization) if facts else []), *others]
 
 
 def layers(model: nn.Module, inputs: Tensors, io: IO) -> list[Facts]:
@@ -76,8 +81,8 @@ def layers(model: nn.Module, inputs: Tensors, io: IO) -> list[Facts]:
             )
         if not args:
             raise UnsupportedError(
-                f"layer {name} is called with its input by keyword, where no quantizer can take it; "
-                "call it with the input first"
+                f"layer {name} is called with its input by keyword, where no quantizer can take "
+                "it; call it with the input first"
             )
         runs[name] = (module, output)
 
@@ -99,9 +104,17 @@ def layers(model: nn.Module, inputs: Tensors, io: IO) -> list[Facts]:
             handle.remove()
     _own_weights({name: module for name, (module, _) in runs.items()})
     storages = {tensor.untyped_storage().data_ptr() for tensor in outputs.values()}
+    returned = {
+        name
+        for name, (_, output) in runs.items()
+        if output.untyped_storage().data_ptr() in storages
+    }
+    # Where the answer is computed from a layer's result (a softmax, a pooling, a temperature), that
+    # is the last one.
+    last = returned or set(list(runs)[-1:])
     examples = len(next(iter(inputs.values())))
     return [
-        _facts(name, module, output, examples, output.untyped_storage().data_ptr() in storages)
+        _facts(name, module, output, examples, name in last)
         for name, (module, output) in runs.items()
     ]
 
@@ -117,7 +130,7 @@ def products(model: nn.Module, inputs: Tensors, io: IO) -> list[LayerPlan]:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), watch:
+        with _plain_kernels(), torch.no_grad(), watch:
             forward(model, inputs, io)
     finally:
         model.train(training)
@@ -125,19 +138,37 @@ def products(model: nn.Module, inputs: Tensors, io: IO) -> list[LayerPlan]:
     found = []
     for name, macs in watch.macs.items():
         owner = type(model.get_submodule(name.rpartition(".")[0])).__name__
-        reason = f"multiplied inside {owner}, not by a Linear or Conv2d: stays in float and dense"
+        reason = "read by other code than a Linear's or Conv2d's own: stays in float and dense"
         weight = matrices[name]
-        size = {"n": weight.shape[0], "k": weight[0].numel(), "macs": macs // examples}
-        found.append(LayerPlan(name, owner, **size, int8=False, int8_reason=reason, sparse=False,
-                               sparse_reason=reason))  # fmt: skip
+        row = LayerPlan(
+            layer=name,
+            type=owner,
+            n=weight.shape[0],
+            k=weight[0].numel(),
+            macs=macs // examples,
+            int8=False,
+            int8_reason=reason,
+            sparse=False,
+            sparse_reason=reason,
+        )
+        found.append(row)
     return found
 
 
-class _Products(TorchDispatchMode):
+@contextlib.contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Without oneDNN and cuDNN, whose LSTM is one operator that hides its products."""
+    with warnings.catch_warnings(), cudnn.flags(enabled=False):
+        warnings.simplefilter("ignore")  # of a flag for Intel GPUs that it also sets
+        with mkldnn.flags(enabled=False):
+            yield
+
+
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the multiply-accumulates that read each parameter, whoever asks for them."""
 
     def __init__(self, parameters: Mapping[int, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._parameters = parameters
         self.macs: dict[str, int] = {}
 
@@ -172,13 +203,13 @@ def blocks(model: nn.Module) -> list[str]:
     for name, module in model.named_modules():
         if not isinstance(module, (nn.ModuleList, nn.Sequential)):
             continue
-        if any(name.startswith(block + ".") for block in found):
+        if any(f"{name}.".startswith(f"{block}.") for block in found):
             continue
         children = list(module.named_children())
         classes = {type(child) for _, child in children}
         weighty = all(any(True for _ in child.parameters()) for _, child in children)
         if len(children) >= 2 and len(classes) == 1 and weighty:
-            found += [f"{name}.{child}" for child, _ in children]
+            found += [f"{name}.{child}" if name else child for child, _ in children]
     return found
 
 
@@ -207,8 +238,8 @@ def _own_weights(modules: Mapping[str, nn.Module]) -> None:
         owner = owners.setdefault(module.weight.untyped_storage().data_ptr(), name)
         if owner != name:
             raise UnsupportedError(
-                f"layers {owner} and {name} share one weight: shared layers cannot be planned one by "
-                "one; build the network with separate weights"
+                f"layers {owner} and {name} share one weight: shared layers cannot be planned one "
+                "by one; build the network with separate weights"
             )
 
 

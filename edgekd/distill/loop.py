@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ from edgekd import progress
 from edgekd.artifact import replace_file
 from edgekd.data import Split
 from edgekd.errors import ConfigError
-from edgekd.models import state
+from edgekd.models import Tensors, state, tensors
 from edgekd.recipe import Training
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -66,13 +66,12 @@ def train(run: Run) -> list[dict[str, float]]:
     """Train to the end, from the checkpoint if there is one.
 
     Returns:
-        The loss curve: a row a step, ``{"step": .., "lr": .., <term>: .., "total": ..}``.
+        The loss curve: a row a step, ``{"step": .., "lr": .., <term>: ..}``.
 
     Raises:
-        ConfigError: A loss term is NaN or infinite (names the term and the step).
+        ConfigError: A loss term (names it and the step) or a weight is NaN or infinite.
     """
     settings = run.settings
-    device = next(run.model.parameters()).device
     parameters = [p for p in run.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
@@ -85,8 +84,8 @@ def train(run: Run) -> list[dict[str, float]]:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step)
             inputs, target = run.split.take(batch_rows(run, step))
-            tensors = {name: torch.from_numpy(a).to(device) for name, a in inputs.items()}
-            terms = run.loss(tensors, torch.from_numpy(target).to(device))
+            labels = tensors({"labels": target.astype(np.int64)}, run.model)["labels"]
+            terms = run.loss(tensors(inputs, run.model), labels)
             total = torch.stack(list(terms.values())).sum()
             row = {name: float(term.detach()) for name, term in terms.items()}
             _check_finite(run, step, row)
@@ -97,11 +96,9 @@ def train(run: Run) -> list[dict[str, float]]:
             step += 1
             show(step, f"loss {sum(row.values()):.4f}")
             if time.monotonic() - saved >= CHECKPOINT_SECONDS:
-                run.check()
                 _save(run, optimizer, step, curve)
                 saved = time.monotonic()
     run.model.eval()
-    run.check()
     _save(run, optimizer, step, curve)
     return curve
 
@@ -141,37 +138,77 @@ def _check_finite(run: Run, step: int, row: dict[str, float]) -> None:
 def _save(
     run: Run, optimizer: torch.optim.Optimizer, step: int, curve: list[dict[str, float]]
 ) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in state(run.model).items()}
+    """Check what must hold, then replace the checkpoint."""
+    run.check()
+    for name, parameter in run.model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ConfigError(
+                f"{run.label}: {name} is NaN or infinite after {step} of {run.settings.steps} "
+                f"steps: lower the learning_rate of {run.settings.learning_rate:g}"
+            )
+    saved = {f"model.{name}": tensor for name, tensor in state(run.model).items()}
     for index, moments in optimizer.state_dict()["state"].items():
         for name, value in moments.items():
-            tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value).contiguous()
-    tensors["random.cpu"] = torch.get_rng_state()
+            saved[f"optimizer.{index}.{name}"] = torch.as_tensor(value).contiguous()
+    saved["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    about = {"step": str(step), "curve": json.dumps(curve)}
-    replace_file(run.keep / CHECKPOINT, lambda path: save_file(tensors, path, metadata=about))
+        saved["random.cuda"] = torch.cuda.get_rng_state()
+    # As a tensor: a header may hold 100 MB, which a curve outgrows in a million steps.
+    about = json.dumps({"step": step, "curve": curve}).encode()
+    saved["about"] = torch.frombuffer(bytearray(about), dtype=torch.uint8)
+    replace_file(run.keep / CHECKPOINT, lambda path: save_file(saved, path))
 
 
 def _resume(run: Run, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, float]]]:
+    """Load the checkpoint; (0, []) where there is none, or one that is not this run's."""
     path = run.keep / CHECKPOINT
     if not path.is_file():
         return 0, []
-    with safe_open(path, framework="pt") as file:
-        about = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    run.model.load_state_dict(_below(tensors, "model."))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _below(tensors, "optimizer.").items():
-        index, field = name.split(".")
-        moments.setdefault(int(index), {})[field] = tensor
+    try:
+        with safe_open(path, framework="pt") as file:
+            saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        about = json.loads(bytes(saved["about"].tolist()))
+        step, curve = int(about["step"]), list(about["curve"])
+        moments = _moments(run, optimizer, saved)
+    except (SafetensorError, LookupError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        progress.say(
+            f"{run.label}: {path} is not a checkpoint of this run ({reason}): starting anew"
+        )
+        return 0, []
+    run.model.load_state_dict(_below(saved, "model."))
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
-    progress.say(f"{run.label}: resumed at step {about['step']} of {run.settings.steps}")
-    return int(about["step"]), json.loads(about["curve"])
+    torch.set_rng_state(saved["random.cpu"])
+    if "random.cuda" in saved and torch.cuda.is_available():
+        torch.cuda.set_rng_state(saved["random.cuda"])
+    progress.say(f"{run.label}: resumed at step {step} of {run.settings.steps}")
+    return step, curve
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _moments(
+    run: Run, optimizer: torch.optim.Optimizer, saved: Tensors
+) -> dict[int, dict[str, Tensor]]:
+    """The optimizer's state in a checkpoint that fits this run in full.
+
+    Raises:
+        ValueError: A tensor is missing, left over or of another shape: nothing may be loaded.
+    """
+    wanted = {f"model.{name}": tensor.shape for name, tensor in state(run.model).items()}
+    wanted["random.cpu"] = torch.get_rng_state().shape
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _below(saved, "optimizer.").items():
+        index, field = name.split(".")
+        moments.setdefault(int(index), {})[field] = tensor
+        scalar = torch.Size([])
+        wanted[f"optimizer.{name}"] = scalar if field == "step" else parameters[int(index)].shape
+    found = {n: t.shape for n, t in saved.items() if n not in ("about", "random.cuda")}
+    differ = sorted(n for n in {*wanted, *found} if wanted.get(n) != found.get(n))
+    if differ:
+        raise ValueError(f"{len(differ)} tensors do not fit, first {differ[0]}")
+    return moments
+
+
+def _below(tensors: Tensors, prefix: str) -> Tensors:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

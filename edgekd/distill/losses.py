@@ -2,11 +2,10 @@
 
 * logits: T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch (Hinton et al.,
   arXiv 1503.02531; the factor T^2 keeps its gradient's size when T changes, section 2).
-* blocks: mean squared error of a block's output over the variance of the teacher's, mean over
-blocks.
-  Dividing by the variance gives every depth the same say; without it the residual stream's growth
-  would make the last blocks all that counts. (FitNets, arXiv 1412.6550, equation 3, without the
-  regressor, which two equal widths do not need.)
+* blocks: mean squared error of a block's output over the variance of the teacher's, mean over the
+  blocks. Dividing by the variance gives every depth the same say; without it the residual stream's
+  growth would make the last blocks all that counts. (FitNets, arXiv 1412.6550, equation 3, without
+  the regressor, which two equal widths do not need.)
 * labels: cross-entropy with the ground truth.
 
 Blocks of teacher and student are paired by relative depth, so a student of half the depth is taught
@@ -83,15 +82,26 @@ class Taps:
             model.get_submodule(name).register_forward_hook(self._keep(name)) for name in names
         ]
 
-    @property
-    def outputs(self) -> list[Tensor]:
-        """Outputs in the order of the names."""
-        return [self._seen[name] for name in self._names]
+    def take(self) -> list[Tensor]:
+        """Outputs in the order of the names, handed out once: the next pass makes new ones.
+
+        Raises:
+            ConfigError: A module was not reached in the latest pass.
+        """
+        seen, self._seen = self._seen, {}
+        missing = [name for name in self._names if name not in seen]
+        if missing:
+            raise ConfigError(
+                f"distill.losses.blocks: block {missing[0]} did not run in this step (layer "
+                "dropout, or a branch not taken); turn that off, or set distill.losses.blocks to 0"
+            )
+        return [seen[name] for name in self._names]
 
     def remove(self) -> None:
         """Take the hooks off again."""
         for handle in self._handles:
             handle.remove()
+        self._seen = {}
 
     def _keep(self, name: str) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:

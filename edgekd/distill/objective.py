@@ -57,7 +57,7 @@ class Objective:
             taps.remove()
 
     def _block_loss(self) -> Tensor:
-        mine, theirs = (taps.outputs for taps in self._taps)
+        mine, theirs = (taps.take() for taps in self._taps)
         for a, b in zip(mine, theirs, strict=True):
             if a.shape != b.shape:
                 raise ConfigError(

@@ -117,13 +117,13 @@ def calibrate(
         {layer: float32[]}, in float16's values.
 
     Raises:
-        ContractError: A planned layer has no enabled quantizer, a layer outside the plan has one,
-        or
-            an amax is missing, zero or not finite.
+        ContractError: The network already carries quantizers, a planned layer has no enabled one,
+            a layer outside the plan has one, or an amax is missing, zero, not finite or too large.
     """
     planned = [row.layer for row in rows if row.int8]
     if not planned:
         return {}
+    _no_quantizers(model, "calibrate: the network")
     with quiet():
         import modelopt.torch.quantization as mtq
 
@@ -137,7 +137,13 @@ def calibrate(
             name = f"{layer}.{side}_quantizer"
             config.append({"quantizer_name": name, "cfg": {"num_bits": 8, "axis": axis}})
     with quiet(), torch.no_grad():
-        twin = mtq.quantize(twin, {"quant_cfg": config, "algorithm": "max"}, run)
+        try:
+            twin = mtq.quantize(twin, {"quant_cfg": config, "algorithm": "max"}, run)
+        except RuntimeError as error:  # none of the layers is of a class it converts
+            reason = " ".join(str(error).split())[:200]
+            raise ContractError(
+                f"calibrate: Model Optimizer cannot quantize {', '.join(planned[:3])}: {reason}"
+            ) from error
     enabled = {
         name
         for name, module in twin.named_modules()
@@ -148,19 +154,26 @@ def calibrate(
         raise ContractError(
             f"calibrate: Model Optimizer enabled {len(enabled)} quantizers, expected {len(wanted)}"
             f"; missing: {', '.join(sorted(wanted - enabled)) or 'none'}; not planned: "
-            f"{', '.join(sorted(enabled - wanted)) or 'none'}"
+            f"{', '.join(sorted(enabled - wanted)) or 'none'}; it converts a Linear or Conv2d with "
+            "torch's own forward only, add others to quantization.exclude"
         )
-    scales = {}
-    for layer in planned:
-        amax = getattr(twin.get_submodule(f"{layer}.input_quantizer"), "amax", None)
-        value = float("nan") if amax is None else float(amax)
-        if not 0.0 < value < float("inf"):
-            raise ContractError(
-                f"calibrate: the input of {layer} has amax {value}, expected a positive number: "
-                "the calibration data never reached it, is all zero, or the network overflows"
-            )
-        scales[layer] = torch.tensor(scale_from_amax(value), dtype=torch.float32).reshape(())
-    return scales
+    return {layer: _scale(layer, twin) for layer in planned}
+
+
+def _scale(layer: str, twin: nn.Module) -> Tensor:
+    """Input scale of a layer from the amax that calibration saw."""
+    amax = getattr(twin.get_submodule(f"{layer}.input_quantizer"), "amax", None)
+    value = float("nan") if amax is None else float(amax)
+    if not 0.0 < value < float("inf"):
+        raise ContractError(
+            f"calibrate: the input of {layer} has amax {value}, expected a positive number: "
+            "the calibration data never reached it, is all zero, or the network overflows"
+        )
+    try:
+        scale = scale_from_amax(value)
+    except ContractError as error:
+        raise ContractError(f"calibrate: the input of {layer}: {error}") from error
+    return torch.tensor(scale, dtype=torch.float32).reshape(())
 
 
 def attach(
@@ -175,23 +188,23 @@ def attach(
         ContractError: A planned layer has no mask or scale, or the network already carries
         quantizers.
     """
-    if quantized_layers(model):
-        raise ContractError(
-            "attach: the network already carries quantizers; start from float weights"
-        )
+    _no_quantizers(model, "attach: the network")
     for row in rows:
+        if not (row.int8 or row.sparse):
+            continue
         if row.sparse and row.layer not in masks:
             raise ContractError(f"attach: {row.layer} is planned for 2:4 but has no mask")
         if row.int8 and row.layer not in input_scales:
             raise ContractError(f"attach: {row.layer} is planned for INT8 but has no input scale")
         module = model.get_submodule(row.layer)
+        # Copies: `verify` compares with masks that no training step or checkpoint can touch.
         if row.int8:
-            quantizer = WeightQuantizer(masks.get(row.layer))
+            quantizer = WeightQuantizer(masks[row.layer].clone() if row.sparse else None)
             parametrize.register_parametrization(module, "weight", quantizer, unsafe=True)
             module.add_module("input_quantizer", InputQuantizer(input_scales[row.layer].clone()))
             module.register_forward_pre_hook(_quantize_input)
         elif row.sparse:
-            parametrize.register_parametrization(module, "weight", Mask(masks[row.layer]))
+            parametrize.register_parametrization(module, "weight", Mask(masks[row.layer].clone()))
 
 
 class Mask(nn.Module):
@@ -210,12 +223,14 @@ class Mask(nn.Module):
 
 
 def quantized_layers(model: nn.Module) -> list[str]:
-    """Names of the layers that carry our weight and input quantizers."""
+    """Names of the layers that carry our weight and input quantizers, both of them in use."""
     return [
         name
         for name, module in model.named_modules()
         if parametrize.is_parametrized(module, "weight")
+        and isinstance(module.parametrizations.weight[0], WeightQuantizer)
         and isinstance(getattr(module, "input_quantizer", None), InputQuantizer)
+        and _quantize_input in module._forward_pre_hooks.values()
     ]
 
 
@@ -239,9 +254,7 @@ def verify(
             f"{', '.join(sorted(set(planned) - set(found))) or 'none'}; not planned: "
             f"{', '.join(sorted(set(found) - set(planned))) or 'none'}"
         )
-    infected = quantized_layers(teacher)
-    if infected:
-        raise ContractError(f"verify: the teacher carries quantizers: {', '.join(infected)}")
+    _no_quantizers(teacher, "verify: the teacher")
     for row in rows:
         if not row.sparse:
             continue
@@ -276,6 +289,16 @@ def latent_weight(module: nn.Module) -> Tensor:
     assert isinstance(weight, Tensor)
     mask = mask_of(module)
     return weight.detach() if mask is None else weight.detach() * mask
+
+
+def _no_quantizers(model: nn.Module, who: str) -> None:
+    """No quantizer of anybody's is on the network; they all are children named so."""
+    found = [name for name, _ in model.named_modules() if name.endswith("_quantizer")]
+    if found:
+        raise ContractError(
+            f"{who} carries {len(found)} quantizers, expected none: {', '.join(found[:3])}"
+            f"{', ...' if found[3:] else ''}; start from float weights, in an object of its own"
+        )
 
 
 def _quantize_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

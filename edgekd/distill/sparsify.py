@@ -13,9 +13,9 @@ import copy
 import io
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -41,15 +41,19 @@ def masks(model: nn.Module, rows: Sequence[LayerPlan]) -> dict[str, Tensor]:
     planned = [row.layer for row in rows if row.sparse]
     if not planned:
         return {}
-    if any(torch.nn.utils.parametrize.is_parametrized(module) for module in model.modules()):
+    done = [name for name, _ in model.named_modules() if name.endswith("_quantizer")]
+    if done:
         raise ContractError(
-            "sparsify: the network is already quantized; masks are chosen first, on float weights"
+            f"sparsify: the network is already quantized ({len(done)} quantizers, first "
+            f"{done[0]}); masks are chosen first, on float weights"
         )
     with quiet():
         import modelopt.torch.sparsity as mts
 
         # Planned layers by name: its own default leaves out every layer named like *lm_head*.
-        rules = {kind: dict.fromkeys(planned, {}) for kind in ("nn.Linear", "nn.Conv2d")}
+        rules: dict[str, Any] = {
+            kind: {layer: {} for layer in planned} for kind in ("nn.Linear", "nn.Conv2d")
+        }
         pruned = mts.sparsify(copy.deepcopy(model), [("sparse_magnitude", rules)])
     found = {
         name: getattr(module, "_weight_mask", None)

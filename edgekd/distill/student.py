@@ -65,6 +65,7 @@ def question(recipe: Recipe, teacher: Artifact, arm: StudentArm) -> Question:
         "edgekd": source_hash(
             "edgekd.distill",
             "edgekd.models",
+            "edgekd.structure",
             "edgekd.data",
             "edgekd.eligible",
             "edgekd.quant",
@@ -88,12 +89,11 @@ def _write(recipe: Recipe, parent: Artifact, arm: StudentArm, work: Work) -> Map
     description = models.describe(recipe.student.model or recipe.teacher.model, recipe.base)
     teacher, student = _networks(parent, description)
     calibration = _batches(examples, recipe.quantization.calibration_samples)
+    one = models.tensors(_batches(examples, 1)[0], student)
+    models.probe(student, one, examples.io, description["spec"])
 
-    rows = eligible.plan(
-        structure.layers(student, models.tensors(_batches(examples, 1)[0], student), examples.io),
-        recipe.sparsity if arm == "sparse" else None,
-        recipe.quantization,
-    )
+    sparsity = recipe.sparsity if arm == "sparse" else None
+    rows = structure.plan(student, one, examples.io, sparsity, recipe.quantization)
     _anything_planned(recipe, rows)
     masks = sparsify.masks(student, rows)
     scales = quantize.calibrate(
@@ -129,12 +129,11 @@ def _networks(parent: Artifact, description: Mapping[str, Any]) -> tuple[nn.Modu
     teacher = models.build(teacher_description)
     models.load_weights(teacher, parent.file("model.safetensors"))
     student = models.build(description)
-    if description["config"] == teacher_description["config"]:
-        same = {n: t.shape for n, t in student.state_dict().items()} == {
-            n: t.shape for n, t in teacher.state_dict().items()
-        }
-        if same:
-            student.load_state_dict(teacher.state_dict())
+    shapes = [{n: t.shape for n, t in net.state_dict().items()} for net in (teacher, student)]
+    if description["config"] == teacher_description["config"] and shapes[0] == shapes[1]:
+        student.load_state_dict(teacher.state_dict())
+    else:
+        progress.say("student: another network than its teacher, starts from random weights")
     teacher.to(device.name()).eval().requires_grad_(False)
     return teacher, student.to(device.name())
 
@@ -174,6 +173,8 @@ def _save(
     quantizers = {}
     weights = models.state(student)
     for row in rows:
+        if not (row.int8 or row.sparse):
+            continue
         module = student.get_submodule(row.layer)
         prefix = f"{row.layer}."
         latent = quantize.latent_weight(module)
@@ -225,6 +226,6 @@ def _record(
     progress.say(
         f"student: accuracy {results['accuracy']:.2%} (teacher {results['teacher_accuracy']:.2%}) "
         f"on {results['samples']} samples; {results['layers_int8']} of {results['layers']} layers "
-        f"INT8, {results['layers_sparse']} of them 2:4"
+        f"INT8, {results['layers_sparse']} 2:4"
     )
     return results

@@ -72,6 +72,8 @@ def _write(recipe: Recipe, work: Work) -> Mapping[str, Any]:
     device.prepare(recipe)
     description = models.describe(recipe.teacher.model, recipe.base)
     model = models.build(description).to(device.name())
+    one = models.tensors(examples.train.take(samples.spread(len(examples.train), 1))[0], model)
+    models.probe(model, one, examples.io, description["spec"])
     weights = checkpoint(recipe)
     results: dict[str, Any] = {"fitted": recipe.teacher.fit is not None}
     if recipe.teacher.fit is not None:

@@ -2,7 +2,7 @@
 
 Eligible is not chosen: the builder times a sparse and a dense kernel for each eligible layer and
 keeps the faster, so "0 of 12 chosen" is a measurement, not a fault. It says so in its log alone, in
-one of two forms: older versions list names ("Layers eligible for sparse math: ..." and "TRT inference
+one of two forms: older versions list names ("Layers eligible for sparse math: ...", "TRT inference
 plan picked sparse implementation for layers: ..."), newer ones count ("Found N layer(s) eligible",
 "Chose M layer(s)"). Both are written from public logs; neither was seen where this was written,
 because TensorRT-RTX chooses its kernels on the device and logs nothing of it.

@@ -25,12 +25,15 @@ from torch import nn
 
 from edgekd import models, qdq, quant
 from edgekd.data import IO, Arrays
-from edgekd.errors import ContractError
+from edgekd.errors import ContractError, ToolchainError
 
 # Limits of |difference| / |student|, both over all samples: rounding flips stay an order below, a
 # wrong scale or a lost layer lies an order above.
 FLOAT32_LIMIT = 0.05
 FLOAT16_LIMIT = 0.1
+# Of the activation integers. A flip early on moves what follows, so some per cent may be honest in
+# a deep network; a scale that is off by a tenth moves most.
+INTEGERS_LIMIT = 0.25
 VARIATION_FLOOR = 1e-3
 INTEGER_SAMPLES = 32
 FLOAT16_SAMPLES = 32
@@ -72,33 +75,58 @@ def measure(model: nn.Module, path: Path, half: Path, inputs: Arrays, io: IO) ->
     return {"parity": results, "outputs": got}
 
 
-def run(path: Path, inputs: Arrays, io: IO, extra: tuple[str, ...] = ()) -> Arrays:
+def run(path: Path, inputs: Arrays, io: IO, inner: tuple[str, ...] = ()) -> Arrays:
     """Outputs of a graph through ONNX Runtime on the CPU, float32 where they are floats.
 
     Args:
         path: An ONNX file.
         inputs: {name: dtype[n, ...]}; floats are cast to what the graph takes.
         io: Names of the outputs.
-        extra: Further outputs of the graph to return.
+        inner: Further outputs of the graph; batches are then those of `models.run`, since a tensor
+            inside the network need not have the batch as its first axis.
+
+    Raises:
+        ToolchainError: ONNX Runtime cannot open the file.
+        ContractError: It fails on a batch.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    # This rewrite makes int32 biases whose scale underflows in float16 graphs, and their output
-    # wrong.
-    session = ort.InferenceSession(
-        str(path),
-        options,
-        providers=["CPUExecutionProvider"],
-        disabled_optimizers=["WeightBiasQuantization"],
-    )
+    if path.name == "trt.onnx":
+        # Nobody ships this file to ONNX Runtime, whose layout rewrites of float16 graphs crash the
+        # process on some (torch's own encoder, 1.31.1).
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    # This rewrite makes int32 biases whose scale underflows in float16 graphs: a wrong output.
+    try:
+        session = ort.InferenceSession(
+            str(path),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["WeightBiasQuantization"],
+        )
+    except Exception as error:  # its exception classes are private
+        reason = " ".join(str(error).split())[:300]
+        raise ToolchainError(f"export: ONNX Runtime cannot open {path.name}: {reason}") from error
     half = {value.name for value in session.get_inputs() if value.type == "tensor(float16)"}
-    names = [*(tensor.name for tensor in io.outputs), *extra]
+    names = [*(tensor.name for tensor in io.outputs), *inner]
     count = len(next(iter(inputs.values())))
     parts = []
-    for start in range(0, count, models.BATCH):
-        rows = {n: a[start : start + models.BATCH] for n, a in inputs.items()}
-        feed = {n: a.astype(np.float16) if n in half else a for n, a in rows.items()}
-        parts.append(dict(zip(names, session.run(names, feed), strict=True)))
+    # Batches of 1 and 3 too: a graph that keeps the batch it was traced with fails on one of them.
+    first = [] if inner else [0, 1]
+    starts = [s for s in (*first, *range(2 * len(first), count, models.BATCH)) if s < count]
+    for start, end in zip(starts, [*starts[1:], count], strict=True):
+        feed = {
+            n: a[start:end].astype(np.float16) if n in half else a[start:end]
+            for n, a in inputs.items()
+        }
+        try:
+            answers = session.run(names, feed)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ContractError(
+                f"export: {path.name} fails on a batch of {end - start} ({reason}): it was traced "
+                "with 2 and must take any; take the batch size from the input's shape"
+            ) from error
+        parts.append(dict(zip(names, answers, strict=True)))
     joined = {n: np.concatenate([part[n] for part in parts]) for n in names}
     return {n: a.astype(np.float32) if a.dtype.kind == "f" else a for n, a in joined.items()}
 
@@ -106,6 +134,17 @@ def run(path: Path, inputs: Arrays, io: IO, extra: tuple[str, ...] = ()) -> Arra
 def _difference(which: str, got: Arrays, wanted: Arrays, limit: float) -> dict[str, float]:
     largest = relative = 0.0
     for name, expected in wanted.items():
+        if got[name].shape != expected.shape:
+            raise ContractError(
+                f"export: {which} answers {name!r} of shape {list(got[name].shape)}, expected "
+                f"{list(expected.shape)}: it keeps the batch it was traced with; take the batch "
+                "size from the input's shape"
+            )
+        if not np.isfinite(expected).all():
+            raise ContractError(
+                f"export: the network itself answers NaN or infinity at {name!r} in float32: train "
+                "it again, with a lower learning rate"
+            )
         if not np.isfinite(got[name]).all():
             raise ContractError(
                 f"export: {which} answers NaN or infinity at {name!r}: it overflows there; "
@@ -141,6 +180,12 @@ def _integers(model: nn.Module, path: Path, inputs: Arrays, io: IO) -> dict[str,
         differ += int((gap > 0).sum())
         total += gap.size
         largest = max(largest, int(gap.max()))
+    if differ > INTEGERS_LIMIT * total:
+        raise ContractError(
+            f"export: {differ / total:.1%} of the activation integers differ from the student's "
+            f"(largest step {largest}), expected at most {INTEGERS_LIMIT:.0%}: {path.name} "
+            "does not quantize what the student quantizes"
+        )
     return {
         "integers_compared": total,
         "integers_differ": differ / total,

@@ -69,6 +69,8 @@ def attach(model: nn.Module, rows: Sequence[LayerPlan], quantizers: Mapping[str,
         ContractError: A planned layer lacks its scales, or its stored weight is not masked.
     """
     for row in rows:
+        if not (row.int8 or row.sparse):
+            continue
         module = model.get_submodule(row.layer)
         weight = module.weight
         assert isinstance(weight, nn.Parameter)
@@ -80,11 +82,13 @@ def attach(model: nn.Module, rows: Sequence[LayerPlan], quantizers: Mapping[str,
         for side in ("weight_scale", "input_scale"):
             if f"{row.layer}.{side}" not in quantizers:
                 raise ContractError(f"export: {row.layer} is planned for INT8 but has no {side}")
-        scale = quantizers[f"{row.layer}.weight_scale"]
+        # Copies: the stored ones are what the shipped files are compared with.
+        scale = quantizers[f"{row.layer}.weight_scale"].clone()
         snapped = quant.snap(weight.detach().numpy(), scale.numpy(), axis=0)
         weight.data = torch.from_numpy(np.ascontiguousarray(snapped))
         parametrize.register_parametrization(module, "weight", Quantizer(scale), unsafe=True)
-        module.add_module("input_quantizer", Quantizer(quantizers[f"{row.layer}.input_scale"]))
+        scale = quantizers[f"{row.layer}.input_scale"].clone()
+        module.add_module("input_quantizer", Quantizer(scale))
         module.register_forward_pre_hook(_quantize_input)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from edgekd import qdq
 from edgekd.data import IO
 from edgekd.errors import ContractError, ToolchainError
-from edgekd.export.passes.name_weights import NameWeightsPass
+from edgekd.export.passes.name_weights import WRAPPER, NameWeightsPass
 from edgekd.models import Tensors, forward
 
 
@@ -58,8 +58,10 @@ def export_float32(model: nn.Module, example: Tensors, io: IO, opset: int, path:
                 opset_version=opset,
                 dynamo=False,
             )
-    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except OSError:  # a full disk has a sentence of its own
+        raise
+    except Exception as error:  # it runs the network's own code, which raises what it likes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ToolchainError(
             f"export: torch.onnx could not trace the network: {reason}; replace that operator or "
             "control flow by tensor operations"
@@ -74,19 +76,41 @@ def convert_float16(source: Path, path: Path) -> None:
     """Write the float16 twin of a float32 graph, inputs and outputs included.
 
     Raises:
-        ContractError: What autocast made is not a legal graph.
+        ToolchainError: Autocast failed.
+        ContractError: It kept float32 at an input, an output, a product or a softmax, where
+            TensorRT would then not fuse attention, in silence.
     """
     with _quiet():
         from modelopt.onnx import autocast
 
-        half = autocast.convert_to_f16(onnx.load(source), keep_io_types=False)
+        try:
+            half = autocast.convert_to_f16(onnx.load(source), keep_io_types=False)
+        except Exception as error:  # it raises plain exceptions among others
+            reason = " ".join(str(error).split())[:300]
+            raise ToolchainError(
+                f"export: Model Optimizer could not convert {source.name} to float16: {reason}"
+            ) from error
     onnx.save(half, path)
-    model = qdq.load(path)
-    for value in [*model.graph.input, *model.graph.output]:
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-            raise ContractError(
-                f"export: {path.name} kept float32 at {value.name!r}, expected float16"
-            )
+    kept = sorted(_float32_values(qdq.load(path)))
+    if kept:
+        raise ContractError(
+            f"export: {path.name} kept float32 at {len(kept)} values, expected float16 at every "
+            f"input, output, product and softmax: {', '.join(kept[:5])}"
+        )
+
+
+def _float32_values(model: onnx.ModelProto) -> set[str]:
+    """Inputs, outputs and results of products and softmaxes that are float32."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    full = {
+        value.name
+        for value in [*graph.input, *graph.output, *graph.value_info]
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
+    ends = {value.name for value in [*graph.input, *graph.output]}
+    products = {"MatMul", "Gemm", "Conv", "Softmax"}
+    results = {name for node in graph.node if node.op_type in products for name in node.output}
+    return full & (ends | results)
 
 
 class _Positional(nn.Module):
@@ -94,12 +118,14 @@ class _Positional(nn.Module):
 
     def __init__(self, model: nn.Module, io: IO) -> None:
         super().__init__()
-        self.network, self._io = model, io
+        # Under the prefix that NameWeightsPass takes off again.
+        self.add_module(WRAPPER, model)
+        self._io = io
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         names = [tensor.name for tensor in self._io.inputs]
         named = dict(zip(names, inputs, strict=True))
-        return tuple(forward(self.network, named, self._io).values())
+        return tuple(forward(self.get_submodule(WRAPPER), named, self._io).values())
 
 
 @contextlib.contextmanager

@@ -44,10 +44,6 @@ def mlp() -> nn.Module:
     return MLP()
 
 
-def shallow() -> nn.Module:
-    return MLP(depth=1)
-
-
 def wide() -> nn.Module:
     return MLP(width=48)
 
@@ -153,7 +149,7 @@ class Inner(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = MLP(depth=1)
+        self.network = MLP()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.network(x)
@@ -169,3 +165,135 @@ def no_layer() -> nn.Module:
 
 def not_a_module() -> str:
     return "weights"
+
+
+def fails() -> nn.Module:
+    raise KeyError("width")
+
+
+def no_weights() -> nn.Module:
+    return nn.ReLU()
+
+
+class Doubtful(nn.Module):
+    """Products by weights that are no Linear's or Conv2d's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.randn(8, 8))
+        self.scale = nn.Parameter(torch.randn(8, 8))
+        self.conv1 = nn.Conv1d(8, 16, 3)
+        self.unused = nn.Linear(9, 9)
+        self.table = nn.Embedding(4, 8)
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(-1, 4, 8) @ self.mix + self.table.weight
+        x = x.transpose(1, 2) * self.scale[:, :4]
+        return self.head(self.conv1(x).mean(2))
+
+
+def doubtful() -> nn.Module:
+    return Doubtful()
+
+
+class Keyword(MLP):
+    """Calls a layer with its input by name."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.stem(input=x)))
+
+
+def keyword() -> nn.Module:
+    return Keyword()
+
+
+def weight_norm() -> nn.Module:
+    model = MLP()
+    torch.nn.utils.parametrizations.weight_norm(model.stem)
+    return model
+
+
+def tied() -> nn.Module:
+    model = MLP()
+    model.blocks[1].fc1.weight = model.blocks[0].fc1.weight
+    return model
+
+
+class OwnForward(nn.Linear):
+    """A Linear by class only."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight, self.bias)
+
+
+class OnlyNorm(nn.Module):
+    """No Linear, no Conv2d, yet it takes the data and answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x).reshape(-1, CLASSES, WIDTH // CLASSES).mean(2)
+
+
+def only_norm() -> nn.Module:
+    return OnlyNorm()
+
+
+class Untraceable(MLP):
+    """Uses an operator that ONNX does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y + torch.special.bessel_j0(y)
+
+
+def untraceable() -> nn.Module:
+    return Untraceable()
+
+
+class FixedBatch(MLP):
+    """Takes the batch size as a number, which tracing then keeps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y.reshape(int(x.shape[0]), 2, 2).reshape(int(x.shape[0]), 4)
+
+
+def fixed_batch() -> nn.Module:
+    return FixedBatch()
+
+
+class RepeatsBatch(MLP):
+    """Adds a constant of the batch it was traced with, which broadcasts against one row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.zeros(int(x.shape[0]), 1)
+
+
+def repeats_batch() -> nn.Module:
+    return RepeatsBatch()
+
+
+class Overflows(MLP):
+    """Fine in float32, beyond float16's 65504 on the way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 1e6 / 1e5
+
+
+def overflows() -> nn.Module:
+    return Overflows()
+
+
+class HardlyVaries(MLP):
+    """Outputs that are the same for every input but for a trace."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 1e-6 + 1.0
+
+
+def hardly_varies() -> nn.Module:
+    return HardlyVaries()

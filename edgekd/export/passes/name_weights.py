@@ -1,7 +1,7 @@
 """Give every weight the name it has in the network, whatever the exporter called it.
 
-Rules: the exporter's wrapper is named ``network.`` in front of every name and goes; then an
-initializer ``<layer>.parametrizations.weight.original`` becomes ``<layer>.weight``, its scale
+Rules: the exporter's wrapper stands in front of every name and goes; then an initializer
+``<layer>.parametrizations.weight.original`` becomes ``<layer>.weight``, its scale
 ``<layer>.weight_scale`` and the input's ``<layer>.input_scale``. Every proof that reads a shipped
 file finds layers by these names.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+WRAPPER = "edgekd_wrapped"  # a name that no network has, so that it is taken off once
 _RENAMED = {
     ".parametrizations.weight.original": ".weight",
     ".parametrizations.weight.0.scale": ".weight_scale",
@@ -44,7 +45,7 @@ class NameWeightsPass(ir.passes.InPlacePass):
 
 
 def _new_name(name: str) -> str:
-    name = name.removeprefix("network.")
+    name = name.removeprefix(f"{WRAPPER}.")
     for old, new in _RENAMED.items():
         if name.endswith(old):
             return name.removesuffix(old) + new

@@ -1,0 +1,1 @@
+"""Engine x Scenario -> LatencyReport: latencies with their state and their samples."""

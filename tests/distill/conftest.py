@@ -1,0 +1,8 @@
+"""Tiny networks and data under a name that a recipe can give."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -1,0 +1,171 @@
+"""The proofs on the shipped files: break one thing on the way there, read our sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from tiny import configs
+from tiny.recipes import export_refused as refused
+from tiny.recipes import tiny
+
+from edgekd.artifact import Artifact
+from edgekd.distill.student import distill
+from edgekd.errors import ContractError
+from edgekd.export import model, proof, qdq_form
+from edgekd.export.model import export
+
+Students = Callable[[str], Artifact]
+
+
+@pytest.fixture(scope="module")
+def floats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """Students with layers that are planned for 2:4 and left out of INT8."""
+    made = {}
+    for name, network, data, exclude in (
+        ("mlp", "mlp", "vectors", ["*fc1"]),
+        ("resnet", configs.RESNET, "images", ["*.layer.1.*"]),
+        ("vit", configs.VIT, "images", ["*fc1"]),
+    ):
+        base = tmp_path_factory.mktemp(f"float-{name}")
+        section = {"calibration_samples": 32, "exclude": exclude}
+        made[name] = distill(tiny(base, network, data, quantization=section), base / "out")
+    return made
+
+
+class TestSparseInFloat:
+    """Planned for 2:4, left out of INT8: there are no integers to prove it on."""
+
+    @pytest.mark.parametrize("name", ["mlp", "resnet", "vit"])
+    def test_it_is_found_by_its_zeros(
+        self, floats: dict[str, Artifact], tmp_path: Path, name: str
+    ) -> None:
+        """Through a transpose (MLP, ViT) and a folded batch norm (ResNet)."""
+        results = export(floats[name], tmp_path).results
+        assert results["layers_sparse"] > results["layers_int8"]
+
+    def test_a_lost_mask_is_caught(
+        self, floats: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = qdq_form.attach
+
+        def filled(network: Any, rows: Any, stored: Any) -> None:
+            real(network, rows, stored)
+            with torch.no_grad():
+                weight = network.blocks[1].fc1.weight
+                weight[weight == 0] = 1e-6  # far too little for any comparison of outputs
+
+        monkeypatch.setattr(model.qdq_form, "attach", filled)
+        found = refused(floats["mlp"], tmp_path, ContractError)
+        assert (
+            "ort.onnx holds no weight of blocks.1.fc1 (64 x 32, planned for 2:4 in float)" in found
+        )
+        assert "the mask was lost on the way" in found
+
+
+class TestIntegers:
+    """Break one thing between the artifact and the graph; read our sentence."""
+
+    def breaks(self, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
+        real = qdq_form.attach
+
+        def wrong(network: Any, rows: Any, stored: Any) -> None:
+            real(network, rows, stored)
+            change(network)
+
+        monkeypatch.setattr(model.qdq_form, "attach", wrong)
+
+    def test_an_input_scale_that_was_altered(
+        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def change(network: Any) -> None:
+            scale = network.blocks[1].fc2.input_quantizer.scale
+            scale.copy_(torch.nextafter(scale.half(), torch.tensor(9.0).half()))
+
+        self.breaks(monkeypatch, change)
+        found = refused(student("mlp"), tmp_path, ContractError)
+        assert (
+            "the input scale of blocks.1.fc2 in the graph differ from the student's in 1 of 1"
+            in found
+        )
+        assert "the graph is not this student's" in found
+
+    def test_weight_scales_that_were_altered(
+        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def change(network: Any) -> None:
+            network.stem.parametrizations.weight[0].scale[3] *= 2
+            network.stem.parametrizations.weight.original.data[3] *= 2
+
+        self.breaks(monkeypatch, change)
+        monkeypatch.setattr(model, "_same_as_recorded", lambda *_: None)
+        found = refused(student("mlp"), tmp_path, ContractError)
+        assert (
+            "the scales of stem in the graph differ from the student's in 1 of 32 values" in found
+        )
+
+    def test_one_integer_that_was_altered(
+        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def change(network: Any) -> None:
+            parametrized = network.stem.parametrizations.weight
+            kept = parametrized.original[5].nonzero()[0]
+            parametrized.original.data[5, kept] += parametrized[0].scale[5]
+
+        self.breaks(monkeypatch, change)
+        found = refused(student("mlp"), tmp_path, ContractError)
+        assert "the integers of stem in the graph differ from the student's in 1 of 1024" in found
+
+    def test_a_weight_that_is_not_snapped(
+        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def change(network: Any) -> None:
+            weight = network.stem.parametrizations.weight.original.data
+            weight[weight != 0] *= 1.0001
+
+        self.breaks(monkeypatch, change)
+        found = refused(student("mlp"), tmp_path, ContractError)
+        assert "stem" in found
+        assert "weights are not snapped, they differ from q x scale" in found
+
+    def test_a_weight_off_the_mask(
+        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def change(network: Any) -> None:
+            parametrized = network.stem.parametrizations.weight
+            parametrized.original.data[0, :4] = parametrized[0].scale[0]
+
+        self.breaks(monkeypatch, change)
+        monkeypatch.setattr(model, "_same_as_recorded", lambda *_: None)
+        found = refused(student("mlp"), tmp_path, ContractError)
+        assert "stem: row 0, columns 0..3 hold 4 nonzeros, expected at most 2" in found
+
+    def test_a_quantizer_that_was_left_out(
+        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def change(network: Any) -> None:
+            network.blocks[0].fc1._forward_pre_hooks.clear()
+
+        self.breaks(monkeypatch, change)
+        found = refused(student("mlp"), tmp_path, ContractError)
+        assert "blocks.0.fc1 (its input is float)" in found
+
+    def test_the_two_graphs_differ(
+        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        real = proof.qdq.quantized_weights
+
+        def wrong(graph: onnx.ModelProto) -> Any:
+            found = real(graph)
+            if graph.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16:
+                found[0].integers[0, 0] += 1
+                found[0].integers[0, 1] = 0
+            return found
+
+        monkeypatch.setattr(proof.qdq, "quantized_weights", wrong)
+        found = refused(student("odd"), tmp_path, ContractError)
+        assert "stem: integers differ between the two graphs in" in found
