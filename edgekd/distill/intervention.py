@@ -106,6 +106,7 @@ class Intervention:
     def __init__(
         self,
         settings: TeacherIntervention,
+        steps: int,
         student: nn.Module,
         teacher: nn.Module,
         sites: Sequence[tuple[str, str]],
@@ -114,11 +115,13 @@ class Intervention:
 
         Args:
             settings: Share of the steps and the weight of the site loss.
+            steps: Steps of the whole training.
             student: Its sites' outputs are mixed while it trains.
             teacher: Its sites' outputs are recorded.
             sites: Pairs of module names, student's and teacher's.
         """
-        self._settings = settings
+        self.sites = [mine for mine, _ in sites]
+        self._settings, self._steps = settings, steps
         self._strength = 1.0
         self._taught: dict[str, Tensor] = {}
         self._terms: list[Tensor] = []
@@ -133,9 +136,9 @@ class Intervention:
             ),
         ]
 
-    def at(self, step: int, steps: int) -> None:
+    def at(self, step: int) -> None:
         """Set lambda for a step, 1 at the first to 0 after ``share * steps``."""
-        reach = self._settings.share * steps
+        reach = self._settings.share * self._steps
         self._strength = max(0.0, 1.0 - step / reach) if reach > 0 else 0.0
         self._taught.clear()
         self._terms.clear()

@@ -50,6 +50,7 @@ class Run:
         seed: Decides the order of the examples.
         keep: Directory of the checkpoint.
         check: Called at every checkpoint; raises when an invariant broke (the 2:4 mask).
+        begin: Called with the step before each one, for losses that follow a schedule.
     """
 
     label: str
@@ -60,6 +61,7 @@ class Run:
     seed: int
     keep: Path
     check: Callable[[], None] = lambda: None
+    begin: Callable[[int], None] = lambda _: None
 
 
 def train(run: Run) -> list[dict[str, float]]:
@@ -83,6 +85,7 @@ def train(run: Run) -> list[dict[str, float]]:
         while step < settings.steps:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step)
+            run.begin(step)
             inputs, target = run.split.take(batch_rows(run, step))
             labels = tensors({"labels": target.astype(np.int64)}, run.model)["labels"]
             terms = run.loss(tensors(inputs, run.model), labels)

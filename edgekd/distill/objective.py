@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from edgekd.data import IO
 from edgekd.distill import losses
+from edgekd.distill.intervention import Intervention
 from edgekd.errors import ConfigError
 from edgekd.models import Tensors, forward
 from edgekd.recipe import Losses
@@ -16,10 +17,26 @@ from edgekd.structure import blocks
 class Objective:
     """Callable from inputs and labels to weighted terms; the teacher runs first, in every step."""
 
-    def __init__(self, settings: Losses, student: nn.Module, teacher: nn.Module, io: IO) -> None:
-        """Tap the paired blocks of both networks when block features are asked for."""
+    def __init__(
+        self,
+        settings: Losses,
+        student: nn.Module,
+        teacher: nn.Module,
+        io: IO,
+        intervention: Intervention | None = None,
+    ) -> None:
+        """Tap the paired blocks of both networks when block features are asked for.
+
+        Args:
+            settings: Weights of the terms.
+            student: Trained.
+            teacher: Frozen.
+            io: Names of the outputs.
+            intervention: Teacher signals in the student's forward pass; adds its own term.
+        """
         self._settings, self._io = settings, io
         self._student, self._teacher = student, teacher
+        self._intervention = intervention
         self._taps: list[losses.Taps] = []
         if settings.blocks > 0:
             pairs = losses.paired(blocks(student), blocks(teacher))
@@ -49,12 +66,16 @@ class Objective:
             terms["blocks"] = settings.blocks * self._block_loss()
         if settings.labels > 0:
             terms["labels"] = settings.labels * losses.labels(answered, target)
+        if self._intervention is not None:
+            terms["intervention"] = self._intervention.loss()
         return terms
 
     def remove(self) -> None:
-        """Take the taps off both networks again."""
+        """Take taps and intervention off both networks again."""
         for taps in self._taps:
             taps.remove()
+        if self._intervention is not None:
+            self._intervention.remove()
 
     def _block_loss(self) -> Tensor:
         mine, theirs = (taps.take() for taps in self._taps)

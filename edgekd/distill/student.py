@@ -18,7 +18,8 @@ from torch import nn
 
 from edgekd import artifact, data, eligible, kinds, models, progress, structure
 from edgekd.artifact import Artifact, Question, Work, source_hash, versions
-from edgekd.distill import device, loop, quantize, samples, sparsify
+from edgekd.distill import device, loop, losses, quantize, samples, sparsify
+from edgekd.distill.intervention import Intervention, chosen_sites, residual_sites
 from edgekd.distill.objective import Objective
 from edgekd.distill.teacher import TOOLS, teach, user_sources
 from edgekd.eligible import LayerPlan
@@ -105,7 +106,8 @@ def _write(recipe: Recipe, parent: Artifact, arm: StudentArm, work: Work) -> Map
         quantize.verify(student, teacher, rows, masks)
 
     check()
-    objective = Objective(recipe.distill.losses, student, teacher, examples.io)
+    intervention = _intervention(recipe, student, teacher, one, examples.io)
+    objective = Objective(recipe.distill.losses, student, teacher, examples.io, intervention)
     curve = loop.train(
         loop.Run(
             label=f"distill {arm}",
@@ -116,11 +118,24 @@ def _write(recipe: Recipe, parent: Artifact, arm: StudentArm, work: Work) -> Map
             seed=recipe.seed,
             keep=work.keep,
             check=check,
+            begin=intervention.at if intervention else lambda _: None,
         )
     )
     objective.remove()
     _save(work.scratch, student, rows, curve, description)
-    return _record(work.scratch, recipe, examples, student, teacher, rows)
+    results = _record(work.scratch, recipe, examples, student, teacher, rows)
+    return results | {"intervention_sites": intervention.sites if intervention else []}
+
+
+def _intervention(
+    recipe: Recipe, student: nn.Module, teacher: nn.Module, one: models.Tensors, io: data.IO
+) -> Intervention | None:
+    settings = recipe.distill.intervention
+    if settings is None:
+        return None
+    mine, theirs = (chosen_sites(residual_sites(net, one, io)) for net in (student, teacher))
+    sites = losses.paired(mine, theirs)
+    return Intervention(settings, recipe.distill.steps, student, teacher, sites)
 
 
 def _networks(parent: Artifact, description: Mapping[str, Any]) -> tuple[nn.Module, nn.Module]:

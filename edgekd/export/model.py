@@ -24,7 +24,7 @@ from edgekd.eligible import LayerPlan, share_of_macs
 from edgekd.errors import ContractError
 from edgekd.export import parity, qdq_form
 from edgekd.export.attention import count_attention
-from edgekd.export.proof import prove
+from edgekd.export.proof import prove, structure_hash
 from edgekd.export.to_onnx import convert_float16, export_float32
 from edgekd.recipe import Export
 
@@ -115,6 +115,7 @@ def _write(source: Artifact, samples: Artifact, settings: Export, work: Work) ->
         "macs_share_sparse": share_of_macs(rows, "sparse"),
         "parity": measured["parity"],
         "graph_sha256": {p.name: file_hash(p) for p in (path, half)},
+        "structure_sha256": {p.name: structure_hash(p) for p in (path, half)},
     }
     _tell(results)
     return results

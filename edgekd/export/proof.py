@@ -9,6 +9,7 @@ scale its weight per output (a folded batch norm), but never moves a zero: it is
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -112,3 +113,17 @@ def _keeps_to(mask: NDArray[np.bool_], array: NDArray[Any]) -> bool:
 def _matrix(array: NDArray[Any]) -> NDArray[Any]:
     """A weight as [n, k], k as 2:4 runs."""
     return sparse24.conv_as_matrix(array) if array.ndim == 4 else array
+
+
+def structure_hash(path: Path) -> str:
+    """SHA-256 (hex) of a graph without its weights: initializers count by name, dtype and shape.
+
+    Two students trained by different means ship the same structure, or a training aid was left in.
+    """
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        facts = (tensor.name, tensor.data_type, list(tensor.dims))
+        tensor.Clear()
+        tensor.name, tensor.data_type = facts[0], facts[1]
+        tensor.dims.extend(facts[2])
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
