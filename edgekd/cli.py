@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 import click
 
@@ -20,13 +19,18 @@ from edgekd import artifact, kinds, progress, recipe, target
 from edgekd.artifact import Artifact
 from edgekd.errors import EdgekdError
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+# Packages that not every machine has, and the extra that brings each.
+TRAIN = ("torch", "transformers", "safetensors", "modelopt", "onnx", "onnx_ir", "jinja2", "sklearn")
+EXTRA = {"onnxruntime": "ort", **dict.fromkeys(TRAIN, "train")}
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print a JSON document, not a path."
 )
 recipe_argument = click.argument("recipe_name", metavar="RECIPE")
 source_argument = click.argument("path", metavar="ARTIFACT", type=click.Path(path_type=Path))
+no_sparsity_option = click.option(
+    "--no-sparsity", is_flag=True, help="Dense INT8: the same steps, losses and seed without 2:4."
+)
 out_option = click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -47,6 +51,16 @@ class _Cli(click.Group):
         except click.ClickException as error:
             error.show()
             sys.exit(error.exit_code)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in EXTRA:
+                raise
+            click.echo(
+                f"edgekd: this verb needs {package}, which is not installed: "
+                f"pip install 'edgekd[{EXTRA[package]}]'",
+                err=True,
+            )
+            sys.exit(3)
         except (click.Abort, KeyboardInterrupt):
             click.echo("edgekd: stopped; the same command goes on from here", err=True)
             sys.exit(130)
@@ -62,17 +76,26 @@ def main() -> None:
 @main.command()
 @recipe_argument
 @click.option("--target", "targets", multiple=True, help="Device to build for; may be repeated.")
+@no_sparsity_option
 @out_option
 @json_option
-def run(recipe_name: str, targets: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+def run(
+    recipe_name: str,
+    targets: tuple[str, ...],
+    no_sparsity: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
     """Run the whole chain: teacher, students, graphs, engines or Bundles, accuracy, report.
 
     RECIPE is a TOML file or the name of a shipped one, for example digits-vit.
     """
     from edgekd.run import run
 
-    chosen = [target.load(name) for name in targets]
-    result = run(recipe.load(recipe_name), chosen, out or Path("out"))
+    loaded, chosen = recipe.load(recipe_name), [target.load(name) for name in targets]
+    if no_sparsity:
+        loaded = loaded.without("sparse")
+    result = run(loaded, chosen, out or Path("out"))
     if as_json:
         made = [_document(each) for each in result.artifacts]
         click.echo(json.dumps({"report": str(result.report), "artifacts": made}))
@@ -82,15 +105,16 @@ def run(recipe_name: str, targets: tuple[str, ...], out: Path | None, as_json: b
 
 @main.command()
 @recipe_argument
-@click.option("--arm", type=click.Choice(["sparse", "dense"]), default="sparse", show_default=True)
+@no_sparsity_option
 @out_option
 @json_option
-def compress(recipe_name: str, arm: Any, out: Path | None, as_json: bool) -> None:
+def compress(recipe_name: str, no_sparsity: bool, out: Path | None, as_json: bool) -> None:
     """Distill and export: from a RECIPE to the proven ONNX graphs of its student."""
     from edgekd.distill.student import distill
     from edgekd.export.model import export
 
     loaded, out = recipe.load(recipe_name), out or Path("out")
+    arm = _student_arm(no_sparsity)
     with progress.stage(f"distill {arm}"):
         student = distill(loaded, out, arm)
     with progress.stage(f"export {arm}"):
@@ -100,14 +124,14 @@ def compress(recipe_name: str, arm: Any, out: Path | None, as_json: bool) -> Non
 
 @main.command()
 @recipe_argument
-@click.option("--arm", type=click.Choice(["sparse", "dense"]), default="sparse", show_default=True)
+@no_sparsity_option
 @out_option
 @json_option
-def distill(recipe_name: str, arm: Any, out: Path | None, as_json: bool) -> None:
+def distill(recipe_name: str, no_sparsity: bool, out: Path | None, as_json: bool) -> None:
     """Train the student of a RECIPE (and its teacher first, if the recipe says so)."""
     from edgekd.distill.student import distill
 
-    loaded = recipe.load(recipe_name)
+    loaded, arm = recipe.load(recipe_name), _student_arm(no_sparsity)
     with progress.stage(f"distill {arm}"):
         made = distill(loaded, out or Path("out"), arm)
     _print(made, as_json)
@@ -232,6 +256,10 @@ def targets(as_json: bool) -> None:
     for each in known:
         software = f"{each.runtime} {each.runtime_version or ''}".strip()
         click.echo(f"{each.name:<30} {each.device:<28} {software:<20} Python {each.python}")
+
+
+def _student_arm(no_sparsity: bool) -> Literal["dense", "sparse"]:
+    return "dense" if no_sparsity else "sparse"
 
 
 def _arm(text: str) -> tuple[str, Artifact]:

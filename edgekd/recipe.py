@@ -143,6 +143,40 @@ class Export(Section):
         return self
 
 
+class Gate(Section):
+    """What `edgekd gate` holds an engine to; a budget that is not given is not checked.
+
+    Budgets hold for whichever target is gated, so a recipe for two devices of different speed keeps
+    to those that both must meet.
+
+    Attributes:
+        accuracy_drop_points: Most percentage points of top-1 the engine may be below the teacher.
+        latency_ms: Most milliseconds that `percentile` of the scenario's latency may be.
+        percentile: 50, 90, 95 or 99; default: the scenario's own.
+        size_bytes: Most bytes of the file that the runtime opens.
+        minimum_effect: Share by which latency may be above the baseline's before it counts as
+            slower; 0.02 is 2%.
+        minimum_effect_points: Percentage points of top-1 that the engine may be below the
+            baseline's before it counts as worse. Of 200 samples none of which differs, the interval
+            reaches 1.9 points down: fewer samples need more than the default.
+    """
+
+    accuracy_drop_points: float | None = Field(default=None, ge=0, le=100)
+    latency_ms: float | None = Field(default=None, gt=0)
+    percentile: Literal[50, 90, 95, 99] | None = None
+    size_bytes: int | None = Field(default=None, ge=1)
+    minimum_effect: float = Field(default=0.02, ge=0)
+    minimum_effect_points: float = Field(default=2.0, ge=0, le=100)
+
+    @model_validator(mode="after")
+    def _percentile_of_something(self) -> Gate:
+        if self.percentile is not None and self.latency_ms is None:
+            raise ValueError(
+                f"percentile is {self.percentile} without latency_ms: give the latency it may have"
+            )
+        return self
+
+
 class Recipe(Section):
     """Everything `edgekd run` needs to know; see the shipped recipes for commented examples."""
 
@@ -157,6 +191,7 @@ class Recipe(Section):
     quantization: Quantization = Quantization()
     distill: Distill
     export: Export = Export()
+    gate: Gate = Gate()
 
     _base: Path = PrivateAttr(default_factory=Path)
 
@@ -164,6 +199,15 @@ class Recipe(Section):
     def base(self) -> Path:
         """Directory that relative paths in the recipe start from."""
         return self._base
+
+    def without(self, arm: Arm) -> Recipe:
+        """The same recipe with one arm less; the dense student where none would be left.
+
+        Args:
+            arm: The arm to leave out.
+        """
+        arms = [each for each in self.arms if each != arm]
+        return self.model_copy(update={"arms": arms or ["dense"]})
 
     @model_validator(mode="after")
     def _teacher_has_weights(self) -> Recipe:

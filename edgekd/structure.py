@@ -3,8 +3,7 @@
 Layers are the Linear and Conv2d modules a real input passes through; the output layer is the one
 whose result the network returns, or else the last; blocks are the repeated children of a container.
 Weights that are multiplied by other code (a packed attention, a Conv1d, a bare parameter) are found
-by watching every matrix product, so that nothing that costs time is missing from the plan in
-silence.
+by watching every matrix product: nothing that costs time is missing from the plan in silence.
 """
 
 from __future__ import annotations

@@ -238,6 +238,7 @@ def _spawn(folder: Path) -> None:
     package = str(Path(edgekd.__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "edgekd.bench.repetition", str(folder.resolve())]
+    command.append(str(os.getpid()))
     done = subprocess.run(
         command,
         capture_output=True,

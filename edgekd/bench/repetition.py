@@ -1,11 +1,11 @@
 """One repetition: a fresh process that opens one engine, asks it and writes down how long it took.
 
-    python -m edgekd.bench.repetition FOLDER
+    python -m edgekd.bench.repetition FOLDER PARENT
 
-FOLDER holds ``job.json``; ``result.json`` and ``times.npz`` are written beside it. What is timed is
-one call of the runner, from host arrays to host arrays, with `time.perf_counter_ns`. The garbage
-collector is off meanwhile. The answer is copied away after the clock was read, so that it can be
-checked when all is over.
+FOLDER holds ``job.json``; ``result.json`` and ``times.npz`` are written beside it. PARENT is the
+process that waits. What is timed is one call of the runner, from host arrays to host arrays, with
+`time.perf_counter_ns`. The garbage collector is off meanwhile. The answer is copied away after the
+clock was read, so that it can be checked when all is over.
 
 The clock is checked too. `perf_counter` must agree with `monotonic` and with the time of day: where
 they part, the machine slept, was moved, or its clock was set, and nobody knows what the samples in
@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import signal
 import sys
 import time
@@ -256,10 +257,17 @@ def run_job(folder: Path) -> dict[str, Any]:
     return device_state.during(before, after)
 
 
-def main(folder: Path) -> None:
-    """Do the job in a folder; what went wrong is written down for the process that waits."""
-    # Without this a repetition outlives a bench that was killed, and disturbs the next one.
+def main(folder: Path, parent: int) -> None:
+    """Do the job in a folder; what went wrong is written down for the process that waits.
+
+    Args:
+        folder: As `run_job` takes it; ``result.json`` is written there.
+        parent: Id of the process that waits; without it nothing is done.
+    """
+    # Otherwise a repetition outlives a bench that was killed, and disturbs the next one.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that call
+        return
     try:
         result = {"state": run_job(folder), "time_ns": time.time_ns()}
     except EdgekdError as error:
@@ -288,4 +296,4 @@ def _shape(shape: Sequence[int | str], batch: int) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from edgekd import artifact, data, eligible, kinds, models, progress, structure
-from edgekd.artifact import Artifact, Question, Work, source_hash, versions
+from edgekd.artifact import Artifact, Question, Work, file_hash, source_hash, versions
 from edgekd.distill import device, loop, losses, quantize, samples, sparsify
 from edgekd.distill.intervention import Intervention, chosen_sites, residual_sites
 from edgekd.distill.objective import Objective
@@ -75,6 +75,9 @@ def question(recipe: Recipe, teacher: Artifact, arm: StudentArm) -> Question:
         **user_sources(recipe, spec),
         **models.source_files(spec, recipe.base),
     }
+    weights = _own_weights(recipe)
+    if weights is not None:
+        sources["student weights"] = file_hash(weights)
     return Question(
         kinds.STUDENT,
         config=config,
@@ -88,7 +91,7 @@ def _write(recipe: Recipe, parent: Artifact, arm: StudentArm, work: Work) -> Map
     examples = data.load(recipe.data.source)
     device.prepare(recipe)
     description = models.describe(recipe.student.model or recipe.teacher.model, recipe.base)
-    teacher, student = _networks(parent, description)
+    teacher, student = _networks(parent, description, _own_weights(recipe))
     calibration = _batches(examples, recipe.quantization.calibration_samples)
     one = models.tensors(_batches(examples, 1)[0], student)
     models.probe(student, one, examples.io, description["spec"])
@@ -138,14 +141,28 @@ def _intervention(
     return Intervention(settings, recipe.distill.steps, student, teacher, sites)
 
 
-def _networks(parent: Artifact, description: Mapping[str, Any]) -> tuple[nn.Module, nn.Module]:
-    """Teacher (frozen) and student on their device; equal networks start from equal weights."""
+def _own_weights(recipe: Recipe) -> Path | None:
+    """Weights beside the student's own ``hf:`` configuration, where the recipe names one."""
+    spec = recipe.student.model
+    return None if spec is None else models.weights_beside(spec, recipe.base)
+
+
+def _networks(
+    parent: Artifact, description: Mapping[str, Any], weights: Path | None
+) -> tuple[nn.Module, nn.Module]:
+    """Teacher (frozen) and student on their device.
+
+    A student starts from its own weights where it has some, else from the teacher's where the two
+    networks are equal, else from random ones.
+    """
     teacher_description = parent.read_json("model.json")
     teacher = models.build(teacher_description)
     models.load_weights(teacher, parent.file("model.safetensors"))
     student = models.build(description)
     shapes = [{n: t.shape for n, t in net.state_dict().items()} for net in (teacher, student)]
-    if description["config"] == teacher_description["config"] and shapes[0] == shapes[1]:
+    if weights is not None:
+        models.load_weights(student, weights)
+    elif description["config"] == teacher_description["config"] and shapes[0] == shapes[1]:
         student.load_state_dict(teacher.state_dict())
     else:
         progress.say("student: another network than its teacher, starts from random weights")

@@ -64,7 +64,13 @@ def checkpoint(recipe: Recipe) -> Path | None:
     """Where the teacher's weights are: the recipe's checkpoint, or beside an ``hf:`` config."""
     if recipe.teacher.checkpoint is not None:
         return recipe.base / recipe.teacher.checkpoint
-    return models.weights_beside(recipe.teacher.model, recipe.base)
+    beside = models.weights_beside(recipe.teacher.model, recipe.base)
+    if beside is not None and recipe.teacher.fit is not None:
+        raise ConfigError(
+            f"recipe {recipe.name}: {beside} holds the teacher's weights and [teacher.fit] would "
+            "train others: remove one of them"
+        )
+    return beside
 
 
 def _write(recipe: Recipe, work: Work) -> Mapping[str, Any]:

@@ -81,8 +81,13 @@ def convert_float16(source: Path, path: Path) -> None:
             TensorRT would then not fuse attention, in silence.
     """
     with _quiet():
-        from modelopt.onnx import autocast
-
+        try:
+            from modelopt.onnx import autocast
+        except ImportError as error:
+            raise ToolchainError(
+                f"export: Model Optimizer's autocast cannot be imported "
+                f"({str(error).splitlines()[0]}): pip install 'edgekd[train]'"
+            ) from error
         try:
             half = autocast.convert_to_f16(onnx.load(source), keep_io_types=False)
         except Exception as error:  # it raises plain exceptions among others

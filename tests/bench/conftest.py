@@ -37,6 +37,12 @@ def make_engine(out: Path, arm: str = "sparse", **changes: Any) -> Artifact:
     return build(model, recipe.check(target.Target, document, "test"), out)
 
 
+@pytest.fixture(scope="session")
+def runner_tests() -> ModuleType:
+    """tests/engine/test_runner.py, which has a stand-in for TensorRT."""
+    return engine_fixtures("test_runner")
+
+
 @pytest.fixture
 def engine(tmp_path: Path) -> Artifact:
     return make_engine(tmp_path / "out")
@@ -58,3 +64,10 @@ def quick() -> Scenario:
         warmup=Warmup(queries=1, seconds=0),
         repetitions=9,
     )
+
+
+@pytest.fixture(scope="module")
+def three_engines(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
+    """The arms of the issue, in one directory: float teacher, dense INT8, 2:4 INT8."""
+    out = tmp_path_factory.mktemp("bench") / "out"
+    return [make_engine(out, arm=arm) for arm in ("fp16", "dense", "sparse")]

@@ -77,7 +77,7 @@ def test_what_cannot_be_read_once_is_unavailable() -> None:
     assert device_state.during(reading(over_current=missing), reading())["throttling"] == missing
     state = device_state.during(reading(cpu_ticks=missing), reading())
     assert state["steal_ticks"] == state["ticks"] == missing
-    with pytest.raises(MeasurementError, match="steal_share.*no hwmon, expected a reading"):
+    with pytest.raises(MeasurementError, match=r"steal_share.*no hwmon, expected a reading"):
         device_state.check(["steal_share"], [state])
 
 
@@ -101,7 +101,7 @@ def test_a_machine_that_changed_meanwhile_is_told() -> None:
         (
             "gpu_clock_hz",
             {"gpu_clock_locked": False},
-            "1300500000 Hz, free to change, expected a locked clock.*jetson_clocks.*nvidia-smi -lgc",
+            "Hz, free to change, expected a locked clock.*jetson_clocks.*nvidia-smi -lgc",
         ),
         (
             "gpu_clock_hz",
@@ -112,7 +112,7 @@ def test_a_machine_that_changed_meanwhile_is_told() -> None:
         (
             "temperature_celsius",
             {"temperature_celsius": 61.0},
-            "found 11 degrees of change, expected at most 10: let it settle",
+            "found 11 degrees of change, expected at most 10;.*let it settle",
         ),
         (
             "throttling",
@@ -154,7 +154,7 @@ def test_steal_is_judged_over_the_whole_run() -> None:
 
 
 def test_a_field_nobody_reads_is_refused_with_those_that_are() -> None:
-    with pytest.raises(ConfigError, match='"throttling".*There are: cpu_model, gpu_clock_hz'):
+    with pytest.raises(ConfigError, match=r'"throttling"\? There are: cpu_model, gpu_clock_hz'):
         device_state.check(["throtling"], [held()])
 
 

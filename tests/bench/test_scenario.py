@@ -39,7 +39,7 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_told_which_there_are() -> None:
-    with pytest.raises(ConfigError, match='did you mean "offline".*multi-stream, offline, single'):
+    with pytest.raises(ConfigError, match=r'did you mean "offline".*multi-stream, offline, single'):
         scenario.load("ofline")
 
 

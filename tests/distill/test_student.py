@@ -380,3 +380,23 @@ def test_a_convolutional_network_is_sparse_along_its_channels(tmp_path: Path) ->
         weight = weights[name.replace(".mask", ".weight")].numpy()
         sparse24.check(sparse24.conv_as_matrix(weight), name)
         assert quantizers[name.replace("mask", "weight_scale")].shape == (len(weight),)
+
+
+def test_a_student_with_weights_beside_its_config_starts_from_them(tmp_path: Path) -> None:
+    directory = tmp_path / "mine"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(configs.VIT))
+    torch.manual_seed(7)
+    net = models.build(models.describe("hf:mine", tmp_path))
+    models.save_weights(net, directory / "model.safetensors")
+    found = tiny(
+        tmp_path, configs.VIT, "images",
+        student={"model": "hf:mine"}, distill={"steps": 0}, sparsity={"include": ["*"]},
+    )  # fmt: skip
+    made = distill(found, tmp_path / "out", "dense")
+    weights = stored(made, "model")
+    expected = net.state_dict()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    models.save_weights(models.build(models.describe("hf:mine", tmp_path)),
+                        directory / "model.safetensors")  # fmt: skip
+    assert distill(found, tmp_path / "out", "dense").id != made.id

@@ -136,3 +136,13 @@ def test_data_of_the_wrong_network(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not take the data's inputs input_ids, attention"):
         teach(recipe, tmp_path / "out")
     assert data.tokens().io.inputs[0].name == "input_ids"
+
+
+def test_weights_beside_the_config_and_a_fit_are_one_too_many(tmp_path: Path) -> None:
+    (tmp_path / "dir").mkdir()
+    (tmp_path / "dir" / "config.json").write_text(json.dumps(configs.VIT))
+    (tmp_path / "dir" / "model.safetensors").write_bytes(b"")
+    found = tiny(tmp_path, "mlp", "images",
+                 teacher={"model": "hf:dir", "fit": {"steps": 1}})  # fmt: skip
+    with pytest.raises(ConfigError, match=r"holds the teacher's weights and .teacher.fit."):
+        teach(found, tmp_path / "out")

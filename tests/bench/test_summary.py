@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgekd.artifact import Artifact
+from edgekd.bench import bench, device_state, inputs, measure, summary
+from edgekd.bench.scenario import Scenario
+
+OFFLINE = Scenario(name="o", scenario="Offline", batch=8, queries=64, repetitions=9)
+
+
+@pytest.fixture
+def independent() -> np.ndarray:
+    """Nine repetitions of the numbers 1000 to 1099, each in another order."""
+    random = np.random.default_rng(3)
+    return np.array([1000 + random.permutation(100) for _ in range(9)], np.int64)
+
+
+def test_percentiles_bounds_and_rate_of_independent_queries(
+    independent: np.ndarray, quick: Scenario
+) -> None:
+    row = summary.engine_row(independent, quick)
+    assert list(row["percentiles"]) == ["p50", "p90"]  # p95 needs 130 queries
+    p90 = row["percentiles"]["p90"]
+    assert (p90["estimate"], p90["low"], p90["high"]) == (1089.0, 1089.0, 1089.0)
+    assert p90["per_repetition_ns"] == [1089] * 9
+    bound = p90["upper_bound"]
+    assert bound["largest_ns"] == max(bound["per_repetition_ns"]) == 1099 - bound["discarded"]
+    assert bound["discarded"] >= 1
+    assert bound["coverage"] >= 0.99
+    # 100 queries of 1049.5 ns each.
+    assert row["samples_per_s"]["estimate"] == pytest.approx(1e9 / 1049.5)
+    assert (row["valid"], row["reasons"]) == (True, [])
+
+
+def test_dependent_queries_lose_their_bounds_and_nothing_else(
+    independent: np.ndarray, quick: Scenario
+) -> None:
+    independent[4].sort()  # a machine that slows down
+    row = summary.engine_row(independent, quick)
+    assert row["percentiles"]["p90"]["upper_bound"] is None
+    assert row["percentiles"]["p90"]["estimate"] == 1089.0
+    assert row["valid"] is False
+    (reason,) = row["reasons"]
+    assert reason.startswith("upper bounds withheld: the queries of 1 of 9 repetitions depend on")
+    assert "at lag 1, at most 0.3" in reason
+
+
+def test_offline_has_a_rate_and_needs_no_bound(independent: np.ndarray) -> None:
+    independent[4].sort()
+    row = summary.engine_row(independent, OFFLINE)
+    assert row["samples_per_s"]["estimate"] == pytest.approx(8e9 / 1049.5)
+    assert row["valid"] is True
+
+
+def test_ratios_are_of_times_so_that_below_one_is_faster(
+    independent: np.ndarray, quick: Scenario
+) -> None:
+    half = independent // 2
+    found = summary.ratios(independent, half, quick)
+    assert list(found) == ["p50", "p90"]
+    assert found["p90"]["estimate"] == pytest.approx(544 / 1089)
+    assert found["p50"]["coverage"] == 0.875  # nine rounds are four blocks
+    (name,) = found_offline = summary.ratios(independent, half, OFFLINE)
+    assert name == "time_per_sample"
+    assert found_offline[name]["estimate"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_the_null_row_is_the_median_of_medians(independent: np.ndarray) -> None:
+    assert summary.null_row(independent)["estimate"] == 1049.0
+
+
+def test_a_gpu_has_its_own_times_and_a_costly_harness_is_told(
+    independent: np.ndarray, quick: Scenario, engine: Artifact
+) -> None:
+    where = bench.common_target([engine])
+    state = device_state.read(where)
+    measured = measure.Measured(
+        wall_ns=np.stack([independent, independent]),
+        gpu_ns=np.stack([independent // 2, independent // 2]),
+        null_ns=independent // 4,
+        states=[[device_state.during(state, state)] * 3] * 9,
+        order=measure.order(3, 9),
+        resumed=[4],
+        references=[inputs.RECORDED, inputs.OWN],
+    )
+    config = {
+        "protocol": "p",
+        "scenario": quick.model_dump(mode="json"),
+        "target": where.as_json(),
+        "where": {},
+        "started": "now",
+    }
+    chosen = inputs.choose([engine], None)
+    found = summary.document([engine, engine], quick, chosen, measured, config)
+    first, second = found["engines"]
+    assert first["gpu"]["percentiles"]["p90"]["estimate"] == 544.0
+    assert second["ratio_to_first"]["p50"]["estimate"] == 1.0
+    assert [row["answers"] for row in found["engines"]] == [inputs.RECORDED, inputs.OWN]
+    assert found["resumed_before_rounds"] == [4]
+    (note,) = [note for note in found["notes"] if "harness" in note]
+    assert "takes up to 25% of a query's time: ratios of the engines alone are farther" in note
