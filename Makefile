@@ -17,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 EDGEKD_STRICT=$(STRICT) $(BIN)/python -m pytest
 
 demo: $(STAMP)
 	@report=$$($(BIN)/edgekd run digits-vit --target a100-sxm4-80gb-trt11.4 \
-	  --target jetson-agx-orin-64gb-jp6.2 --target cpu --out $(OUT)) && echo "The report: $$report"
+	  --target jetson-agx-orin-64gb-jp6.2 --target cpu --scenario single-stream --out $(OUT)) && echo "The report: $$report"
 
 test: $(STAMP)
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ from edgekd.origin import file_hash, source_hash, versions
 COMMAND = (
     "run", "digits-vit", "--target", "a100-sxm4-80gb-trt11.4",
     "--target", "jetson-agx-orin-64gb-jp6.2", "--target", "cpu",
+    "--scenario", "single-stream",
 )  # fmt: skip
 STAGE = re.compile(r"^(?P<name>\S.*?)\s+(?P<seconds>\d+\.\d) s  ", re.MULTILINE)
 RESULT = Path(__file__).parent / "results" / "demo.json"

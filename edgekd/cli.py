@@ -28,6 +28,12 @@ json_option = click.option(
 )
 recipe_argument = click.argument("recipe_name", metavar="RECIPE")
 source_argument = click.argument("path", metavar="ARTIFACT", type=click.Path(path_type=Path))
+samples_option = click.option(
+    "--samples",
+    "samples_path",
+    type=click.Path(path_type=Path),
+    help="Samples to use.  [default: the ones the artifact was proven on]",
+)
 no_sparsity_option = click.option(
     "--no-sparsity", is_flag=True, help="Dense INT8: the same steps, losses and seed without 2:4."
 )
@@ -76,12 +82,18 @@ def main() -> None:
 @main.command()
 @recipe_argument
 @click.option("--target", "targets", multiple=True, help="Device to build for; may be repeated.")
+@click.option(
+    "--scenario",
+    "scenario_name",
+    help="Measure latency where an engine can be built here, for example single-stream.",
+)
 @no_sparsity_option
 @out_option
 @json_option
 def run(
     recipe_name: str,
     targets: tuple[str, ...],
+    scenario_name: str | None,
     no_sparsity: bool,
     out: Path | None,
     as_json: bool,
@@ -90,12 +102,14 @@ def run(
 
     RECIPE is a TOML file or the name of a shipped one, for example digits-vit.
     """
+    from edgekd.bench import scenario
     from edgekd.run import run
 
     loaded, chosen = recipe.load(recipe_name), [target.load(name) for name in targets]
     if no_sparsity:
         loaded = loaded.without("sparse")
-    result = run(loaded, chosen, out or Path("out"))
+    asked = scenario.load(scenario_name) if scenario_name else None
+    result = run(loaded, chosen, out or Path("out"), asked)
     if as_json:
         made = [_document(each) for each in result.artifacts]
         click.echo(json.dumps({"report": str(result.report), "artifacts": made}))
@@ -195,12 +209,7 @@ def build(
 
 @main.command()
 @source_argument
-@click.option(
-    "--samples",
-    "samples_path",
-    type=click.Path(path_type=Path),
-    help="Samples to use.  [default: the ones the artifact was proven on]",
-)
+@samples_option
 @out_option
 @json_option
 def evaluate(path: Path, samples_path: Path | None, out: Path | None, as_json: bool) -> None:
@@ -211,6 +220,33 @@ def evaluate(path: Path, samples_path: Path | None, out: Path | None, as_json: b
 
     with progress.stage(f"evaluate {path.name}"):
         made = evaluate(model, out or path.parent, samples)
+    _print(made, as_json)
+
+
+@main.command()
+@click.argument(
+    "paths", metavar="ENGINE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option("--scenario", "scenario_name", default="single-stream", show_default=True)
+@samples_option
+@out_option
+@json_option
+def bench(
+    paths: tuple[Path, ...],
+    scenario_name: str,
+    samples_path: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure the latency of engines side by side; ratios are to the first."""
+    from edgekd.bench import scenario
+    from edgekd.bench.bench import bench
+
+    chosen = scenario.load(scenario_name)
+    engines = [artifact.load(path, kinds.ENGINE) for path in paths]
+    samples = None if samples_path is None else artifact.load(samples_path, kinds.SAMPLES)
+    with progress.stage(f"bench {chosen.name}"):
+        made = bench(engines, chosen, out or paths[0].parent, samples)
     _print(made, as_json)
 
 

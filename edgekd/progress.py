@@ -58,9 +58,19 @@ def bar(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
         TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    # No refresh thread: it would compete with what is measured or trained.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
         task = progress.add_task(label, total=total, note="")
-        yield lambda done, note: progress.update(task, completed=done, note=note)
+        shown = 0.0
+
+        def show(done: int, note: str) -> None:
+            nonlocal shown
+            progress.update(task, completed=done, note=note)
+            if time.monotonic() - shown >= 0.1 or done == total:
+                shown = time.monotonic()
+                progress.refresh()
+
+        yield show
 
 
 def _terminal() -> Any:

@@ -14,7 +14,10 @@ from pathlib import Path
 
 from edgekd import artifact, kinds, progress
 from edgekd.artifact import Artifact
+from edgekd.bench.bench import bench, newest
+from edgekd.bench.scenario import Scenario
 from edgekd.errors import ConfigError
+from edgekd.evaluate import evaluate
 from edgekd.recipe import Arm, Recipe
 from edgekd.target import Target
 
@@ -29,20 +32,21 @@ class Result:
     report: Path
 
 
-def run(recipe: Recipe, targets: Sequence[Target], out: Path) -> Result:
+def run(
+    recipe: Recipe, targets: Sequence[Target], out: Path, scenario: Scenario | None = None
+) -> Result:
     """Compile a recipe for some targets.
 
     Args:
         recipe: What to compress and how.
         targets: Devices to build for; none means the graphs and the report alone.
         out: Directory of artifacts; ``report.html`` is written there.
+        scenario: Measure the latency of the engines that can be built here; None measures none.
 
     Raises:
         EdgekdError: Whatever stage met a problem says so; finished artifacts stay.
     """
     from edgekd.distill.teacher import teach
-    from edgekd.engine.build import build
-    from edgekd.evaluate import evaluate
     from edgekd.report import report
 
     if len(set(recipe.arms)) != len(recipe.arms):
@@ -55,15 +59,16 @@ def run(recipe: Recipe, targets: Sequence[Target], out: Path) -> Result:
     for arm in sorted(recipe.arms, key=MAIN_FIRST.index):
         made += _student_and_graph(recipe, made[0], arm, out)
         graphs[arm] = made[-1]
-    main, *others = graphs
     runnable = list(graphs.values())
     for target in targets:
-        with progress.stage(f"build for {target.name}") as done:
-            arms = {name: graphs[name] for name in others}
-            built = build(graphs[main], target, out, arms=arms)
-            done(built.path.name)
-        made += [built, *_evidence(built)]
-        runnable += [built] if built.kind == "Engine" else []
+        built = _build(graphs, target, out)
+        made += built
+        engines = [
+            each for each in built if each.kind == "Engine" and not each.results.get("evidence")
+        ]
+        runnable += engines
+        if engines and scenario is not None:
+            made.append(_bench(engines[::-1], scenario, out))
     for model in runnable:
         with progress.stage(f"evaluate {model.config['arm']} {model.kind}") as done:
             made.append(evaluate(model, out))
@@ -72,6 +77,29 @@ def run(recipe: Recipe, targets: Sequence[Target], out: Path) -> Result:
         page = report(made, out / "report.html")
         done(str(page))
     return Result(made, page)
+
+
+def _build(graphs: dict[str, Artifact], target: Target, out: Path) -> list[Artifact]:
+    """The Engine of every arm, or one Bundle of them all and the evidence made beside it."""
+    from edgekd.engine.build import build
+
+    main, *others = graphs
+    with progress.stage(f"build for {target.name}") as done:
+        built = [build(graphs[main], target, out, arms={name: graphs[name] for name in others})]
+        if built[0].kind == "Engine":
+            built += [build(graphs[name], target, out) for name in others]
+        done(built[0].path.name)
+    return [*built, *_evidence(built[0])]
+
+
+def _bench(engines: list[Artifact], scenario: Scenario, out: Path) -> Artifact:
+    """Measure, or take the latest report of the same engines on this device, with its date."""
+    with progress.stage(f"bench {scenario.name}") as done:
+        measured = newest(engines, scenario, out)
+        date = f" of {measured.config['started'][:10]}" if measured else ""
+        measured = measured or bench(engines, scenario, out)
+        done(measured.path.name + date)
+    return measured
 
 
 def _student_and_graph(recipe: Recipe, teacher: Artifact, arm: Arm, out: Path) -> list[Artifact]:

@@ -147,8 +147,8 @@ def load(name: str | Path) -> Target:
 
 def shipped(name: str) -> Path:
     """Path of what lies beside the package in a checkout and inside the package in a wheel."""
-    packaged = Path(str(importlib.resources.files("edgekd"))) / name
-    return packaged if packaged.exists() else packaged.parents[1] / name
+    package = Path(str(importlib.resources.files("edgekd")))
+    return package / name if (package / name).exists() else package.parent / name
 
 
 def _read(path: Path) -> dict[str, Any]:

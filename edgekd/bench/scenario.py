@@ -15,7 +15,6 @@ slow queries, is what the number of queries and of repetitions is set for here.
 
 from __future__ import annotations
 
-import importlib.resources
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +24,7 @@ from edgekd import recipe
 from edgekd.bench import stats
 from edgekd.errors import ConfigError, names_that_exist
 from edgekd.recipe import Section
+from edgekd.target import shipped
 
 REPETITIONS_MIN = 9  # google/benchmark's compare.py warns below it
 
@@ -85,7 +85,7 @@ class Scenario(Section):
 
 def names() -> list[str]:
     """Names of the shipped scenarios, sorted."""
-    return sorted(file.stem for file in _shipped().glob("*.toml"))
+    return sorted(file.stem for file in shipped("bench/scenarios").glob("*.toml"))
 
 
 def load(name: str | Path) -> Scenario:
@@ -105,13 +105,6 @@ def load(name: str | Path) -> Scenario:
                 f"scenario {str(name)!r}: no shipped scenario has that name, and it is not the "
                 f"path of a .toml file. {names_that_exist(str(name), names())}"
             )
-        path = _shipped() / f"{name}.toml"
+        path = shipped("bench/scenarios") / f"{name}.toml"
     checked: Scenario = recipe.check(Scenario, recipe.read_toml(path), str(path))
     return checked
-
-
-def _shipped() -> Path:
-    """``bench/scenarios`` of a checkout; in a wheel the same path inside the package."""
-    package = Path(str(importlib.resources.files("edgekd")))
-    packaged = package / "bench" / "scenarios"
-    return packaged if packaged.exists() else package.parent / "bench" / "scenarios"

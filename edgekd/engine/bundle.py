@@ -196,7 +196,9 @@ def _commands(bundle: str, target: Target, arms: Mapping[str, Arm]) -> list[str]
             f"edgekd-venv/bin/edgekd build {place} --target {named} --out {out}",
             f"edgekd-venv/bin/edgekd evaluate {out}/engine-* --samples {samples} --out {out}",
         ]
-    return lines
+    order = [name for name in ("fp16", "dense", "sparse") if name in arms]  # ratios to the first
+    engines = " ".join(f"out/{name}/engine-*" for name in order)
+    return [*lines, f"edgekd-venv/bin/edgekd bench {engines} --samples {samples} --out out/bench"]
 
 
 def _text(document: Mapping[str, Any], target: Target) -> str:
@@ -224,5 +226,9 @@ def _text(document: Mapping[str, Any], target: Target) -> str:
             "",
         ]
     lines += ["```sh", *document["commands"], "```", ""]
-    lines += ["`out/<arm>` then holds one Engine and one AccuracyReport for each arm.", ""]
+    lines += [
+        "`out/<arm>` then holds one Engine and one AccuracyReport for each arm, `out/bench` the",
+        "LatencyReport in which they were measured side by side.",
+        "",
+    ]
     return "\n".join(lines)

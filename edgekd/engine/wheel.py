@@ -182,7 +182,7 @@ def _package() -> Path:
 def _package_files(package: Path) -> dict[str, bytes]:
     found = {f"edgekd/{name}": data for name, data in _tree(package).items()}
     for name in _BESIDE:
-        path = package / name if (package / name).exists() else package.parent / name
+        path = shipped(name)
         if path.is_dir():
             found |= {f"edgekd/{name}/{file}": data for file, data in _tree(path).items()}
         else:

@@ -16,12 +16,15 @@ import importlib.resources, json
 from pathlib import Path
 import edgekd
 from edgekd import recipe, target
+from edgekd.bench import scenario
 
 package = importlib.resources.files("edgekd")
 names = {
     folder: sorted(f.name[:-5] for f in (package / folder).iterdir() if f.name.endswith(".toml"))
-    for folder in ("recipes", "targets")
+    for folder in ("recipes", "targets", "bench/scenarios")
 }
+for name in names["bench/scenarios"]:
+    assert scenario.load(name).name == name
 for name in names["recipes"]:
     found = recipe.load(name)
     for model in (found.teacher.model, found.student.model):
@@ -84,4 +87,5 @@ def test_it_runs_in_an_empty_environment_from_an_empty_directory(
     loaded = json.loads(found)
     assert loaded["recipes"] == repository("edgekd/recipes")
     assert loaded["targets"] == repository("targets")
+    assert loaded["bench/scenarios"] == repository("bench/scenarios")
     assert loaded["from"].startswith(str(venv))

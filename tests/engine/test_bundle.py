@@ -98,11 +98,13 @@ def test_the_commands_name_what_is_there(three: dict[str, Artifact], tmp_path: P
         f"edgekd-venv/bin/pip install --no-index --find-links {name}/wheels edgekd",
         f"edgekd-venv/bin/edgekd inspect {name}",
     ]
-    assert commands[-2:] == [
+    assert commands[-3:] == [
         f"edgekd-venv/bin/edgekd build {name}/artifacts/{sparse.path.name} "
         f"--target {ORIN.name} --out out/sparse",
         f"edgekd-venv/bin/edgekd evaluate out/sparse/engine-* "
         f"--samples {name}/artifacts/{samples} --out out/sparse",
+        "edgekd-venv/bin/edgekd bench out/fp16/engine-* out/dense/engine-* out/sparse/engine-* "
+        f"--samples {name}/artifacts/{samples} --out out/bench",
     ]
     text = bundle.file("COMMANDS.md").read_text(encoding="utf-8")
     assert all(f"\n{command}\n" in text for command in commands)
@@ -111,6 +113,7 @@ def test_the_commands_name_what_is_there(three: dict[str, Artifact], tmp_path: P
         "inspect",
         "build",
         "evaluate",
+        "bench",
     }
 
 
