@@ -252,6 +252,52 @@ def bench(
 
 @main.command()
 @source_argument
+@click.option("--recipe", "recipe_name", metavar="RECIPE", help="Take budgets from its [gate].")
+@click.option(
+    "--baseline",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory of the baseline to compare with; its engine is measured again beside this one.",
+)
+@click.option("--scenario", "scenario_name", default="single-stream", show_default=True)
+@click.option("--accept", is_flag=True, help="Write what was measured as the new baseline.")
+@samples_option
+@out_option
+@json_option
+def gate(
+    path: Path,
+    recipe_name: str | None,
+    baseline: Path | None,
+    scenario_name: str,
+    accept: bool,
+    samples_path: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Judge an engine by budgets and against a baseline; exit 0 pass, 1 regress, 4 inconclusive."""
+    from edgekd.bench import scenario
+    from edgekd.gate import EXIT_CODES, gate
+
+    engine = artifact.load(path, kinds.ENGINE)
+    budgets = recipe.load(recipe_name).gate if recipe_name else recipe.Gate()
+    samples = None if samples_path is None else artifact.load(samples_path, kinds.SAMPLES)
+    with progress.stage(f"gate {path.name}"):
+        verdict = gate(
+            engine,
+            out or path.parent,
+            budgets=budgets,
+            scenario=scenario.load(scenario_name),
+            baseline=baseline,
+            samples=samples,
+            accept=accept,
+        )
+    for check in verdict.read_json("verdict.json")["checks"]:
+        progress.say(f"{check['verdict']:<13} {check['sentence']}")
+    _print(verdict, as_json)
+    sys.exit(EXIT_CODES[verdict.results["overall"]])
+
+
+@main.command()
+@source_argument
 @json_option
 def inspect(path: Path, as_json: bool) -> None:
     """Verify an artifact and print what it is, what it holds and what was proven of it."""

@@ -49,6 +49,9 @@ def test_defaults_of_a_minimal_recipe() -> None:
     assert (found.export.batch_min, found.export.batch_opt, found.export.batch_max) == (1, 8, 64)
     assert found.sparsity.include == found.quantization.include == ["*"]
     assert found.student.model is None
+    budgets = (found.gate.accuracy_drop_points, found.gate.latency_ms, found.gate.size_bytes)
+    assert budgets == (None, None, None)
+    assert (found.gate.minimum_effect, found.gate.minimum_effect_points) == (0.02, 2.0)
 
 
 def test_a_recipe_is_frozen_and_survives_its_own_dump() -> None:
@@ -119,6 +122,29 @@ def test_a_recipe_is_frozen_and_survives_its_own_dump() -> None:
             "teacher",
             {"model": "m", "checkpoint": "c", "fit": {"steps": 1}},
             "teacher.checkpoint and teacher.fit are both given: keep one",
+        ),
+        ("gate.latency_ms", 0, "gate.latency_ms: input should be greater than 0 (found 0)"),
+        ("gate.percentile", 75, "gate.percentile: input should be 50, 90, 95 or 99 (found 75)"),
+        ("gate.size_bytes", 1.5, "gate.size_bytes: input should be a valid integer (found 1.5)"),
+        (
+            "gate.accuracy_drop_points",
+            -0.5,
+            "gate.accuracy_drop_points: input should be greater than or equal to 0 (found -0.5)",
+        ),
+        (
+            "gate.minimum_effect",
+            -0.1,
+            "gate.minimum_effect: input should be greater than or equal to 0 (found -0.1)",
+        ),
+        (
+            "gate",
+            {"percentile": 90},
+            "gate: percentile is 90 without latency_ms: give the latency it may have",
+        ),
+        (
+            "gate.latency",
+            2.0,
+            'unknown key gate.latency: did you mean "latency_ms"? There are: accuracy_drop_points',
         ),
     ],
 )

@@ -7,9 +7,10 @@ process that waits. What is timed is one call of the runner, from host arrays to
 `time.perf_counter_ns`. The garbage collector is off meanwhile. The answer is copied away after the
 clock was read, so that it can be checked when all is over.
 
-The clock is checked too. `perf_counter` must agree with `monotonic` and with the time of day: where
-they part, the machine slept, was moved, or its clock was set, and nobody knows what the samples in
-between mean.
+The clock is checked too. `perf_counter` must agree with the boot time, which goes on while the
+machine sleeps, and with the time of day: where they part, the machine slept, was moved, or its
+clock was set, and nobody knows what the samples in between mean. Two clocks cannot be read at once:
+a process that is preempted between the readings is milliseconds off, so that much is allowed.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from edgekd.target import Target
 # detail is what `compare` and `evaluate` are for.
 TOLERANCE = 0.05
 
-_ALLOWED = {"monotonic": (1_000_000, 0.001), "time of day": (20_000_000, 0.01)}  # ns, share
+_ALLOWED = {"boot time": (20_000_000, 0.01), "time of day": (20_000_000, 0.01)}  # ns, share
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -52,14 +53,14 @@ class Clocks:
     """The clocks of a machine, each a function that returns ns."""
 
     perf_counter: Callable[[], int] = time.perf_counter_ns
-    monotonic: Callable[[], int] = time.monotonic_ns
+    boot_time: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     time_of_day: Callable[[], int] = time.time_ns
 
     def read(self) -> dict[str, int]:
         """All of them, ns."""
         return {
             "perf_counter": self.perf_counter(),
-            "monotonic": self.monotonic(),
+            "boot time": self.boot_time(),
             "time of day": self.time_of_day(),
         }
 

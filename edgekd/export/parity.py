@@ -31,9 +31,9 @@ from edgekd.errors import ContractError, ToolchainError
 # wrong scale or a lost layer lies an order above.
 FLOAT32_LIMIT = 0.05
 FLOAT16_LIMIT = 0.1
-# Of the activation integers. A flip early on moves what follows, so some per cent may be honest in
-# a deep network; a scale that is off by a tenth moves most.
-INTEGERS_LIMIT = 0.25
+# The same of any layer's input integers. Flips add up with depth (a quarter of all integers may be a
+# step off in twelve random blocks), yet a step is small; a scale that is off by a tenth is not.
+INTEGERS_LIMIT = 0.05
 VARIATION_FLOOR = 1e-3
 INTEGER_SAMPLES = 32
 FLOAT16_SAMPLES = 32
@@ -175,21 +175,27 @@ def _integers(model: nn.Module, path: Path, inputs: Arrays, io: IO) -> dict[str,
     finally:
         tapped.unlink()
     differ = total = largest = 0
+    relative = {}
     for layer, integers in inside.items():
         gap = np.abs(outside[sources[layer]].astype(np.int16).ravel() - integers.ravel())
         differ += int((gap > 0).sum())
         total += gap.size
         largest = max(largest, int(gap.max()))
-    if differ > INTEGERS_LIMIT * total:
+        size = np.linalg.norm(integers.astype(np.float64)) + 1e-30
+        relative[layer] = float(np.linalg.norm(gap.astype(np.float64)) / size)
+    worst = max(relative, key=relative.__getitem__)
+    if relative[worst] > INTEGERS_LIMIT:
         raise ContractError(
-            f"export: {differ / total:.1%} of the activation integers differ from the student's "
-            f"(largest step {largest}), expected at most {INTEGERS_LIMIT:.0%}: {path.name} "
-            "does not quantize what the student quantizes"
+            f"export: the input integers of {worst} differ from the student's by "
+            f"{relative[worst]:.3g} of their size (in all {differ / total:.1%} differ, largest "
+            f"step {largest}), expected at most {INTEGERS_LIMIT}: {path.name} does not quantize "
+            "what the student quantizes"
         )
     return {
         "integers_compared": total,
         "integers_differ": differ / total,
         "integers_largest_step": largest,
+        "integers_relative": relative[worst],
     }
 
 

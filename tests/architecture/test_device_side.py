@@ -34,6 +34,7 @@ TESTS = (
     "test_artifact_crash.py",
     "test_data.py",
     "test_eligible.py",
+    "test_judge.py",
     "test_errors.py",
     "test_quant.py",
     "test_recipe.py",

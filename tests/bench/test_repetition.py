@@ -105,7 +105,7 @@ def test_a_clock_that_goes_back_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "clocks"),
     [
-        ("monotonic", Clocks(steps(1000), steps(50_000_000), steps(1000))),
+        ("boot time", Clocks(steps(1000), steps(50_000_000), steps(1000))),
         ("time of day", Clocks(steps(1000), steps(1000), steps(3_600_000_000_000))),
         ("time of day", Clocks(steps(1000), steps(1000), steps(-3_600_000_000_000))),
     ],

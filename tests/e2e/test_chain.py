@@ -129,3 +129,26 @@ def test_a_scenario_measures_every_arm_and_a_second_run_says_when_that_was(
     again = edgekd(*args)
     assert list((tmp_path / "out").glob("latency-*")) == [path]
     assert f"{path.name} of {report.config['started'][:10]}" in again.stderr
+
+
+def test_the_gate_judges_by_the_recipes_budgets(
+    chain: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    recipe, out, _ = chain
+    engine = next(
+        path
+        for path in out.glob("engine-*")
+        if artifact.load(path).config["runtime"] == "onnxruntime"
+    )
+    moved = shutil.copytree(recipe.parent, tmp_path / "recipe") / recipe.name
+    plain = moved.read_text()
+    codes = {}
+    for name, budget in (("wide", 10**9), ("narrow", 1)):
+        moved.write_text(f"{plain}\n[gate]\nsize_bytes = {budget}\n")
+        done = edgekd("gate", engine, "--recipe", moved, "--out", out)
+        codes[name] = done.returncode
+        assert done.stdout.startswith(str(out / "verdict-"))
+    assert codes == {"wide": 0, "narrow": 1}
+    nothing = edgekd("gate", engine, "--recipe", recipe)
+    assert nothing.returncode == 3
+    assert "edgekd: " in nothing.stderr
