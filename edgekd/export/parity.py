@@ -31,8 +31,8 @@ from edgekd.errors import ContractError, ToolchainError
 # wrong scale or a lost layer lies an order above.
 FLOAT32_LIMIT = 0.05
 FLOAT16_LIMIT = 0.1
-# The same of any layer's input integers. Flips add up with depth (a quarter of all integers may be a
-# step off in twelve random blocks), yet a step is small; a scale that is off by a tenth is not.
+# The same of any layer's input integers. Flips add up with depth (a quarter of all integers may be
+# a step off in twelve random blocks), yet a step is small; a scale off by a tenth is not.
 INTEGERS_LIMIT = 0.05
 VARIATION_FLOOR = 1e-3
 INTEGER_SAMPLES = 32
