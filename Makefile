@@ -29,6 +29,7 @@ test: $(STAMP)
 
 slow: $(STAMP)
 	$(PYTEST) -m slow
+	$(BIN)/python bench/results.py slow
 
 system-deps:
 	@missing=""; \

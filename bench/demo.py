@@ -11,9 +11,6 @@ break", not for comparing code.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import re
 import statistics
 import subprocess
@@ -22,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from edgekd.origin import file_hash, source_hash, versions
+import results
 
 COMMAND = (
     "run", "digits-vit", "--target", "a100-sxm4-80gb-trt11.4",
@@ -30,7 +27,6 @@ COMMAND = (
     "--scenario", "single-stream",
 )  # fmt: skip
 STAGE = re.compile(r"^(?P<name>\S.*?)\s+(?P<seconds>\d+\.\d) s  ", re.MULTILINE)
-RESULT = Path(__file__).parent / "results" / "demo.json"
 
 
 def one_run(out: Path) -> dict[str, object]:
@@ -57,34 +53,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as directory:
             fresh.append(one_run(Path(directory)))
             cached.append(one_run(Path(directory)))
-    document = {
-        "command": "python bench/demo.py " + " ".join(sys.argv[1:]),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": {
-            "processor": processor(),
-            "cores": len(os.sched_getaffinity(0)),
-            "python": platform.python_version(),
-            "state": "shared and uncontrolled: wall-clock seconds, no ratios claimed",
-        },
-        "versions": versions("torch", "transformers", "nvidia-modelopt", "onnx", "onnxruntime"),
-        "covers": {
-            "edgekd": source_hash("edgekd"),
-            "recipe": file_hash(Path("edgekd/recipes/digits-vit.toml")),
-        },
-        "from_nothing": fresh,
-        "from_cache": cached,
-    }
-    RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    command = " ".join(["python bench/demo.py", *sys.argv[1:]])
+    covers = ("edgekd.distill", "edgekd.export")
+    results.write("demo", command, covers, {"from_nothing": fresh, "from_cache": cached})
     for name, runs in (("from nothing", fresh), ("from cache", cached)):
         times = [float(str(run["seconds"])) for run in runs]
         print(f"{name}: median {statistics.median(times):.1f} s, all {times}")
-
-
-def processor() -> str:
-    """Model name of the processor."""
-    text = Path("/proc/cpuinfo").read_text()
-    found = re.search(r"model name\s*: (.+)", text)
-    return found[1] if found else platform.processor()
 
 
 if __name__ == "__main__":

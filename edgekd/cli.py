@@ -20,7 +20,8 @@ from edgekd.artifact import Artifact
 from edgekd.errors import EdgekdError
 
 # Packages that not every machine has, and the extra that brings each.
-TRAIN = ("torch", "transformers", "safetensors", "modelopt", "onnx", "onnx_ir", "jinja2", "sklearn")
+TRAIN = ("torch", "transformers", "safetensors", "modelopt", "onnx", "onnx_ir", "jinja2", "sklearn",
+         "matplotlib")  # fmt: skip
 EXTRA = {"onnxruntime": "ort", **dict.fromkeys(TRAIN, "train")}
 
 json_option = click.option(

@@ -9,25 +9,22 @@ are expected to be equal.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import tempfile
 from pathlib import Path
 
 from edgekd import recipe, target
 from edgekd.bench import scenario
-from edgekd.origin import source_hash, versions
 from edgekd.run import run
 
 HERE = Path(__file__).parent
-RESULT = HERE.parent / "results" / "vit-s-cpu.json"
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import results  # noqa: E402
 
 
 def main() -> None:
     """Run the chain without training, measure, and keep the numbers."""
-    sys.path.insert(0, str(HERE))
-    os.environ["PYTHONPATH"] = str(HERE)
     asked = scenario.load(HERE / "scenario.toml")
     with tempfile.TemporaryDirectory() as directory:
         result = run(
@@ -35,14 +32,9 @@ def main() -> None:
         )
         (report,) = (made for made in result.artifacts if made.kind == "LatencyReport")
         latency = report.read_json("latency.json")
-    document = {
-        "command": "python bench/vit_s/run.py",
-        "what": "latency only: random weights, ViT-S size, batch 1, ONNX Runtime on a CPU",
-        "versions": versions("onnxruntime", "onnx", "torch", "transformers"),
-        "covers": {"export": source_hash("edgekd.export"), "bench": source_hash("edgekd.bench")},
-        "latency": latency,
-    }
-    RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    what = "latency only: random weights, ViT-S size, batch 1, ONNX Runtime on a CPU"
+    covers = ("edgekd.export", "edgekd.bench")
+    results.write("vit-s-cpu", "python bench/vit_s/run.py", covers, {"what": what, **latency})
     for row in latency["engines"]:
         p50, ratio = row["percentiles"]["p50"], row.get("ratio_to_first", {}).get("p50")
         beside = "" if ratio is None else f", {ratio['estimate']:.2f} of the first's time"

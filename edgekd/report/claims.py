@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from edgekd.report import findings
+from edgekd.report import findings, measured
 from edgekd.report.collection import Collection
 from edgekd.report.findings import Finding, State
 
@@ -95,7 +95,7 @@ def claims(run: Collection) -> list[Claim]:
             "Latency",
             "latency",
             "Time for one batch on the device, in the state its target requires.",
-            findings.latency(run),
+            measured.latency(run),
         ),
     ]
 

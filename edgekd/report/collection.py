@@ -11,8 +11,9 @@ from functools import cached_property
 from typing import Any
 
 from edgekd import kinds
-from edgekd.artifact import Artifact
+from edgekd.artifact import Artifact, Manifest, read_manifest
 from edgekd.eligible import LayerPlan
+from edgekd.errors import ArtifactError
 
 ARMS = ("sparse", "dense", "fp16")
 ARM_NAMES = {"sparse": "2:4 INT8", "dense": "dense INT8", "fp16": "float16"}
@@ -49,6 +50,19 @@ class Collection:
     def find(self, artifact_id: str) -> Artifact | None:
         """The artifact of that id, None where it is not among these."""
         return self._by_id.get(artifact_id)
+
+    def manifest(self, artifact_id: str, beside: Artifact) -> Manifest | None:
+        """The manifest of that id, of these or of what lies beside one of these; None elsewhere."""
+        if found := self.find(artifact_id):
+            return found.manifest
+        for path in sorted(beside.path.parent.iterdir()) if artifact_id else []:
+            try:
+                manifest = read_manifest(path)
+            except ArtifactError:  # somebody else's directory
+                continue
+            if manifest.id == artifact_id:
+                return manifest
+        return None
 
     @property
     def title(self) -> str:

@@ -40,14 +40,14 @@ def masks(run: Collection) -> Iterable[Finding]:
     """Whether every planned 2:4 layer is exactly 2:4 in both files."""
     models = [model for model in run.models if run.arm(model) == "sparse"]
     if not models:
-        yield _unseen("no 2:4 graph is among these artifacts")
+        yield unseen("no 2:4 graph is among these artifacts")
     for model in models:
         rows = [row for row in run.plan(model) if row.sparse]
         on = _graphs(run, model)
         if problem := _other_file(model) or _counts_differ(model, "layers_sparse", len(rows)):
             yield Finding("failed", on, problem)
         elif not rows:
-            yield _unseen("no layer is planned for 2:4; the layer table gives each reason", on)
+            yield unseen("no layer is planned for 2:4; the layer table gives each reason", on)
         else:
             yield Finding("proven", on, _mask_text(rows))
 
@@ -70,7 +70,7 @@ def _mask_text(rows: list[LayerPlan]) -> str:
 def integers(run: Collection) -> Iterable[Finding]:
     """Whether both files hold the same integers and scales."""
     if not run.quantized:
-        yield _unseen("no INT8 graph is among these artifacts")
+        yield unseen("no INT8 graph is among these artifacts")
     for model in run.quantized:
         rows = [row for row in run.plan(model) if row.int8]
         on = _graphs(run, model)
@@ -89,15 +89,15 @@ def integers(run: Collection) -> Iterable[Finding]:
 def parity(run: Collection) -> Iterable[Finding]:
     """Whether ONNX Runtime gives what the network gave in torch."""
     if not run.models:
-        yield _unseen("no graph is among these artifacts")
+        yield unseen("no graph is among these artifacts")
     for model in run.models:
         found = model.results["parity"]
-        on = (_where(run, model, "ort.onnx"),)
+        on = (place(run, model, "ort.onnx"),)
         if problem := _other_file(model):
             yield Finding("failed", on, problem)
         elif found["vacuous"]:
             spread = significant(found["output_variation"])
-            yield _unseen(
+            yield unseen(
                 f"outputs vary by only {spread} of their size from sample to sample, so an equal "
                 "answer shows nothing",
                 on,
@@ -134,7 +134,7 @@ def int8(run: Collection) -> Iterable[Finding]:
     engines = [engine for engine in run.tables if engine.results["planned_int8"]]
     for engine in engines:
         done, planned = engine.results["int8"], engine.results["planned_int8"]
-        on = (_where(run, engine, "model.plan"),)
+        on = (place(run, engine, "model.plan"),)
         if done != planned:
             yield Finding("failed", on, f"Only {done} of {plural(planned, 'planned layer')} do.")
         else:
@@ -147,9 +147,9 @@ def attention(run: Collection) -> Iterable[Finding]:
     engines = [engine for engine in run.tables if engine.results["planned_int8"]]
     for engine in engines:
         fused, blocks = engine.results["fused_attention"], engine.results["attention_blocks"]
-        on = (_where(run, engine, "model.plan"),)
+        on = (place(run, engine, "model.plan"),)
         if blocks == 0:
-            yield _unseen("the model has no attention block", on)
+            yield unseen("the model has no attention block", on)
         elif fused != blocks:
             yield Finding("failed", on, f"Only {fused} of {plural(blocks, 'attention block')} are.")
         else:
@@ -175,14 +175,14 @@ def _elsewhere(run: Collection, engines: list[Artifact]) -> Iterable[Finding]:
     seen = {run.target(engine) for engine in engines}
     away = [bundle for bundle in run.away if run.target(bundle) not in seen]
     for bundle in away:
-        yield _unseen(
+        yield unseen(
             f"{bundle.config['reason']}; building there, from the Bundle, proves it or refuses",
-            (_where(run, bundle),),
+            (place(run, bundle),),
         )
     if not engines and not away:
         blind = [engine for engine in run.of("Engine") if run.arm(engine) != "fp16"]
-        where = tuple(_where(run, engine) for engine in blind)
-        yield _unseen(
+        where = tuple(place(run, engine) for engine in blind)
+        yield unseen(
             "ONNX Runtime shows no layer table" if blind else "no INT8 engine was built", where
         )
 
@@ -191,9 +191,9 @@ def sparse_kernels(run: Collection) -> Iterable[Finding]:
     """Whether TensorRT chose sparse kernels, as its build log says."""
     here = [engine for engine in run.on_device if run.arm(engine) == "sparse"]
     for engine in here:
-        said, on = engine.results["sparse_kernels"], (_where(run, engine),)
+        said, on = engine.results["sparse_kernels"], (place(run, engine),)
         if said["eligible"] is None or said["chosen"] is None:
-            yield _unseen("the builder's log does not say which kernels are sparse", on)
+            yield unseen("the builder's log does not say which kernels are sparse", on)
         else:
             text = f"{said['chosen']} of {plural(said['eligible'], 'eligible layer')}"
             state: State = "proven" if said["chosen"] else "failed"
@@ -201,20 +201,9 @@ def sparse_kernels(run: Collection) -> Iterable[Finding]:
     for bundle in run.away:
         stand_in = any(role.startswith("evidence") for role in bundle.manifest.parents)
         unnamed = "; tensorrt-rtx, which stands in, names no kernels" if stand_in else ""
-        yield _unseen(f"{bundle.config['reason']}{unnamed}", (_where(run, bundle),))
+        yield unseen(f"{bundle.config['reason']}{unnamed}", (place(run, bundle),))
     if not here and not run.away:
-        yield _unseen("nothing was built for a device with sparse kernels; ONNX Runtime has none")
-
-
-def latency(run: Collection) -> Iterable[Finding]:
-    """How fast anything is; no stage measures that yet, so it is never a number."""
-    for bundle in run.away:
-        yield _unseen(bundle.config["reason"], (_where(run, bundle),))
-    here = [engine for engine in run.of("Engine") if not engine.results.get("evidence")]
-    for engine in here:
-        yield _unseen("no benchmark was run", (_where(run, engine),))
-    if not here and not run.away:
-        yield _unseen("nothing was built that could be timed here")
+        yield unseen("nothing was built for a device with sparse kernels; ONNX Runtime has none")
 
 
 def accuracy(run: Collection) -> Iterable[Finding]:
@@ -230,15 +219,15 @@ def accuracy(run: Collection) -> Iterable[Finding]:
     judged = {run.arm(report) for report in reports}
     for student in run.of("Student"):
         if run.arm(student) not in judged:
-            yield _unseen(
+            yield unseen(
                 "what ships was not run; while training in torch "
                 f"{percent(student.results['accuracy'])} were right, the teacher "
                 f"{percent(student.results['teacher_accuracy'])}, of "
                 f"{plural(student.results['samples'], 'sample')}",
-                (_where(run, student),),
+                (place(run, student),),
             )
     if not reports and not run.of("Student"):
-        yield _unseen("there is no student among these artifacts")
+        yield unseen("there is no student among these artifacts")
 
 
 def _kept(row: dict[str, Any], samples: int, on: Where) -> Finding:
@@ -260,10 +249,11 @@ def _kept(row: dict[str, Any], samples: int, on: Where) -> Finding:
 
 
 def _graphs(run: Collection, model: Artifact) -> tuple[Where, ...]:
-    return (_where(run, model, "trt.onnx and ort.onnx"),)
+    return (place(run, model, "trt.onnx and ort.onnx"),)
 
 
-def _where(run: Collection, found: Artifact, file: str = "") -> Where:
+def place(run: Collection, found: Artifact, file: str = "") -> Where:
+    """An artifact in words, such as ``2:4 INT8: ort.onnx``, with its place on the page."""
     parts = [arm_name(run.arm(found))] if run.arm(found) else []
     parts += [file] if file else []
     text = ": ".join(parts)
@@ -272,7 +262,8 @@ def _where(run: Collection, found: Artifact, file: str = "") -> Where:
     return Where(text or found.kind, anchor(found.id))
 
 
-def _unseen(reason: str, on: tuple[Where, ...] = ()) -> Finding:
+def unseen(reason: str, on: tuple[Where, ...] = ()) -> Finding:
+    """Nobody looked, and why."""
     return Finding("not measured", on, f"{NOT_MEASURED.capitalize()}: {reason}.")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from edgekd.artifact import Artifact, replace_file
 from edgekd.errors import ArtifactError
-from edgekd.report import claims, curve, layers, summary, tables
+from edgekd.report import claims, curve, gate, latency, layers, summary, tables
 from edgekd.report.accuracy import accuracy
 from edgekd.report.collection import Collection
 
@@ -59,6 +59,7 @@ def render(run: Collection) -> str:
 
 def _facts(run: Collection) -> dict[str, Any]:
     found = claims.claims(run)
+    timed, notes = latency.sections(run)
     inputs, preprocess, labels = tables.interface(run)
     return {
         "title": run.title,
@@ -70,8 +71,12 @@ def _facts(run: Collection) -> dict[str, Any]:
         "shares": layers.shares(run),
         "layer_tables": layers.layer_tables(run),
         "sizes": layers.sizes(run),
-        "charts": curve.charts(run),
-        "drawing": curve,
+        "losses": curve.plots(run),
+        "latencies": timed,
+        "latency_notes": notes,
+        "untimed": latency.untimed(run),
+        "gates": gate.gates(run),
+        "gate_states": gate.STATES,
         "recipe": tables.recipe(run),
         "inputs": inputs,
         "preprocess": preprocess,

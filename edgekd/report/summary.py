@@ -10,11 +10,22 @@ from typing import NamedTuple
 
 from edgekd.artifact import Artifact
 from edgekd.eligible import share_of_macs
+from edgekd.report import measured, timing
 from edgekd.report.claims import Claim
 from edgekd.report.collection import Collection, arm_name
 from edgekd.report.findings import State
+from edgekd.report.gate import STATES, gates
 from edgekd.report.layers import float32_bytes, weight_bytes
-from edgekd.report.words import NOT_MEASURED, count, listed, percent, plural, points
+from edgekd.report.words import (
+    NOT_MEASURED,
+    count,
+    listed,
+    percent,
+    plural,
+    points,
+    rate,
+    time,
+)
 
 
 class Sentence(NamedTuple):
@@ -44,6 +55,9 @@ def verdict(run: Collection, found: list[Claim]) -> list[Sentence]:
     if failed := _phrases(found, "failed"):
         text = f"{listed([f'that {phrase}' for phrase in failed])}. Look there first."
         sentences.append(Sentence("failed", "Failed:", text))
+    for gate in gates(run):
+        text = "; ".join(c.sentence for c in gate.checks if c.verdict == gate.overall)
+        sentences.append(Sentence(STATES[gate.overall], f"Gate, {gate.overall}:", f"{text}."))
     sentences.append(Sentence("", "", _made(run)))
     if proven := [claim.phrase for claim in found if claim.states == {"proven"}]:
         lead = "Proven on the files that ship:"
@@ -60,6 +74,8 @@ def verdict(run: Collection, found: list[Claim]) -> list[Sentence]:
     if unsure:
         text = f"{listed(unsure)}; some integers differ by more than one step."
         sentences.append(Sentence("evidence", "Evidence, not proof:", text))
+    if timed := measured.sentence(run):
+        sentences.append(Sentence("evidence", "Latency:", timed))
     if unseen := [claim.question for claim in found if claim.states == {"not measured"}]:
         because = f" ({run.away[0].config['reason']})" if run.away else ""
         text = f"{listed(unseen)}{because}." if run.models else "all that a student is judged by."
@@ -95,8 +111,25 @@ def glance(run: Collection) -> list[Number]:
             Number("Top-1 against the teacher", f"{points(row['difference'])} points", on),
             Number("Agrees with the teacher", percent(row["agreement"]), on),
         ]
-    reason = run.away[0].config["reason"] if run.away else "no benchmark was run"
-    return [*numbers, Number("Latency", NOT_MEASURED, reason)]
+    return [*numbers, _latency(run)]
+
+
+def _latency(run: Collection) -> Number:
+    """A ratio where only ratios may be quoted, and where there is something to compare with."""
+    found = timing.own_timings(run)
+    if not found:
+        reason = run.away[0].config["reason"] if run.away else "no benchmark was run"
+        return Number("Latency", NOT_MEASURED, reason)
+    first = found[0]
+    name, row = timing.main_row(run, first)
+    what = first.percentile or "Time a sample"
+    on = f"{name} on {first.document['target']}, {first.scenario['name']}"
+    ratio = first.ratio(row)
+    if ratio:
+        title, number = f"{what} over {first.names[0]}'s", f"{ratio['estimate']:.2f}"
+        return Number(title, number, f"{timing.ratio_interval(ratio)}; {on}")
+    result = first.result(row)["estimate"]
+    return Number(what, time(result) if first.percentile else rate(result), on)
 
 
 def _stand_in(run: Collection, shown: list[str]) -> str:

@@ -144,6 +144,8 @@ def _artifact_row(run: Collection, made: Artifact) -> ArtifactRow:
 def _about(run: Collection, made: Artifact) -> str:
     if made.kind == "AccuracyReport":
         return f"of {run.ran(made)}"
+    if made.kind == "LatencyReport":
+        return f"{made.config['scenario']['name']} on {run.target(made)}"
     return f"for {run.target(made)}" if "target" in made.config else ""
 
 

@@ -81,6 +81,46 @@ def macs(number: int) -> str:
     raise AssertionError("unreachable: the last limit is infinite")
 
 
+def time(time_ns: float) -> str:
+    """A latency to three digits: ``853 ns``, ``84.6 µs``, ``4.31 ms``, ``1.24 s``."""
+    for unit, factor in (("ns", 1.0), ("µs", 1e3), ("ms", 1e6)):
+        if time_ns < 999.5 * factor:
+            return f"{digits(time_ns / factor)} {unit}"
+    return f"{digits(time_ns / 1e9)} s"
+
+
+def times(low_ns: float, high_ns: float) -> str:
+    """An interval of latencies, the unit once where both have it: ``303 to 323 µs``."""
+    (low, unit), (high, other) = time(low_ns).split(), time(high_ns).split()
+    return f"{low} to {high} {other}" if unit == other else f"{low} {unit} to {high} {other}"
+
+
+def rate(samples_per_s: float) -> str:
+    """Throughput to three digits: ``7,030 samples/s``."""
+    return f"{digits(samples_per_s)} samples/s"
+
+
+def rates(low: float, high: float) -> str:
+    """An interval of throughputs: ``6,250 to 14,400 samples/s``."""
+    return f"{digits(low)} to {rate(high)}"
+
+
+def round_time(time_ns: float) -> str:
+    """A round latency on an axis: ``0``, ``500 µs``, ``2 ms``."""
+    if time_ns == 0:
+        return "0"
+    for unit, factor in (("ns", 1.0), ("µs", 1e3), ("ms", 1e6)):
+        if time_ns < 999.5 * factor:
+            return f"{time_ns / factor:g} {unit}"
+    return f"{time_ns / 1e9:g} s"
+
+
+def digits(number: float) -> str:
+    """A number above 0 to three digits: ``0.733``, ``9.70``, ``4,310``."""
+    exponent = int(f"{number:.2e}".partition("e")[2])  # after rounding: 999.6 is 1,000
+    return significant(number, 3) if exponent < 3 else f"{round(number, 2 - exponent):,.0f}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as ``0.04 s``, ``20.2 s``, ``3 min 05 s`` or ``2 h 10 min``."""
     if seconds < 0.005:

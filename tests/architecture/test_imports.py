@@ -27,6 +27,7 @@ HEAVY = (
     "tensorrt",
     "tensorrt_rtx",
     "sklearn",
+    "matplotlib",
     "scipy",
     "jinja2",
     "rich",

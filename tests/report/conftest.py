@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,27 +69,34 @@ class Maker:
         config: Mapping[str, Any],
         files: Mapping[str, Any],
         results: Mapping[str, Any],
-        **parents: Artifact,
+        parents: Mapping[str, Artifact] | None = None,
     ) -> Artifact:
         """Publish one artifact; files a kind promises and nobody reads here are one byte."""
 
         def write(work: Work) -> Mapping[str, Any]:
             for name in {*kind.files, *files}:
                 content = files.get(name, " ")
-                text = content if isinstance(content, str) else json.dumps(content)
-                (work.scratch / name).write_text(text, encoding="utf-8")
+                if not isinstance(content, bytes):
+                    text = content if isinstance(content, str) else json.dumps(content)
+                    content = text.encode()
+                (work.scratch / name).write_bytes(content)
             return results
 
         # Another answer needs another question, or the first one would come from cache.
-        sources = {"edgekd": hashlib.sha256(json.dumps([files, results]).encode()).hexdigest()}
-        question = Question(kind, config, parents, sources, tools={"numpy": "2.4.6"})
+        answer = json.dumps([files, results], default=bytes.hex)
+        sources = {"edgekd": hashlib.sha256(answer.encode()).hexdigest()}
+        question = Question(kind, config, parents or {}, sources, tools={"numpy": "2.4.6"})
         return artifact.make(self.out, question, write)
 
-    def teacher(self, name: str = "tiny", **results: Any) -> Artifact:
+    def teacher(self, name: str = "tiny", fit: Any = None, **results: Any) -> Artifact:
         losses = "".join(f'{{"step": {s}, "lr": 1, "labels": {2 / (s + 1)}}}\n' for s in range(200))
         return self.make(
             kinds.TEACHER,
-            {"name": name, "seed": 0, "teacher": {"model": "hf:tiny", "checkpoint": None}},
+            {
+                "name": name,
+                "seed": 0,
+                "teacher": {"model": "hf:tiny", "checkpoint": None, "fit": fit},
+            },
             {"io.json": IO, "losses.jsonl": losses},
             {"accuracy": 0.9, "parameters": 560, "samples": 200, "fitted": True, **results},
         )
@@ -102,14 +109,19 @@ class Maker:
             {"name": "tiny", "arm": arm, "seed": 0, "sparsity": sparsity},
             {"io.json": IO, "layers.json": rows(arm), "losses.jsonl": losses},
             {"accuracy": 0.89, "teacher_accuracy": 0.9, "samples": 200, **results},
-            teacher=teacher,
+            {"teacher": teacher},
         )
 
     def model(
-        self, source: Artifact, layer: str = "net.fc1", parity: Any = None, **results: Any
+        self,
+        source: Artifact,
+        layer: str = "net.fc1",
+        parity: Any = None,
+        name: str = "tiny",
+        **results: Any,
     ) -> Artifact:
         arm = source.config.get("arm", "fp16")
-        config = {"name": "tiny", "arm": arm, "export": {"opset": 17}}
+        config = {"name": name, "arm": arm, "export": {"opset": 17}}
         graphs = {"trt.onnx": f"half {arm}", "ort.onnx": f"full {arm}"}
         hashes = {}
         for name, text in graphs.items():
@@ -130,7 +142,7 @@ class Maker:
             "parity": {**PARITY, **(parity or {})},
         }
         files = {**graphs, "io.json": IO, "layers.json": rows(arm, layer)}
-        return self.make(kinds.ONNX_MODEL, config, files, {**found, **results}, source=source)
+        return self.make(kinds.ONNX_MODEL, config, files, {**found, **results}, {"source": source})
 
     def engine(
         self, model: Artifact, target: Mapping[str, Any], runtime: str, **results: Any
@@ -163,7 +175,11 @@ class Maker:
             found["evidence"] = runtime == "tensorrt-rtx"
             found["sparse_kernels"] = {"eligible": 1, "chosen": 1, "layers": ["a+b"]}
         files = {"io.json": IO, "layers.json": document, "model.plan": "plan"}
-        return self.make(kinds.ENGINE, config, files, {**found, **results}, model=model)
+        return self.make(kinds.ENGINE, config, files, {**found, **results}, {"model": model})
+
+    def engines(self, models: Sequence[Artifact]) -> list[Artifact]:
+        """ONNX Runtime's Engine of each, for the cpu target."""
+        return [self.engine(model, CPU, "onnxruntime") for model in models]
 
     def bundle(
         self, model: Artifact, target: Mapping[str, Any], evidence: Artifact | None = None
@@ -177,7 +193,7 @@ class Maker:
         }
         parents = {"model": model} | ({"evidence": evidence} if evidence else {})
         config = {"target": target, "reason": "no such device here"}
-        return self.make(kinds.BUNDLE, config, {"bundle.json": document}, {"arms": {}}, **parents)
+        return self.make(kinds.BUNDLE, config, {"bundle.json": document}, {"arms": {}}, parents)
 
     def accuracy(
         self, model: Artifact, interval: tuple[float, float] = (-0.02, 0.01), **recorded: Any
@@ -210,7 +226,7 @@ class Maker:
         }
         where = {"where": {"device": "A processor"}}
         files = {"accuracy.json": results}
-        return self.make(kinds.ACCURACY_REPORT, where, files, results, model=model)
+        return self.make(kinds.ACCURACY_REPORT, where, files, results, {"model": model})
 
 
 @pytest.fixture
@@ -220,12 +236,27 @@ def maker(tmp_path: Path) -> Maker:
 
 @pytest.fixture
 def whole(maker: Maker) -> list[Artifact]:
-    """Three arms, a Bundle with its evidence, one without, an Engine that ran, accuracy."""
+    return make_whole(maker)
+
+
+def make_whole(maker: Maker) -> list[Artifact]:
+    """Three arms, a Bundle with its evidence, one without, Engines that ran, all that was measured.
+
+    The Engines of another model were measured too; its LatencyReport alone is given.
+    """
+    from .latencies import foreign, latency, offline, samples, scenario, verdict
+
     teacher = maker.teacher()
     students = [maker.student(teacher, arm) for arm in ("sparse", "dense")]
     models = [maker.model(source) for source in [*students, teacher]]
     evidence = [maker.engine(model, A100, "tensorrt-rtx") for model in models]
-    here = maker.engine(models[0], CPU, "onnxruntime")
+    here = maker.engines(models)
     bundles = [maker.bundle(models[0], A100, evidence[0]), maker.bundle(models[0], ORIN)]
-    reports = [maker.accuracy(model) for model in [*models, here]]
-    return [teacher, *students, *models, *evidence, here, *bundles, *reports]
+    reports = [maker.accuracy(model) for model in [*models, here[0]]]
+    by_first = here[::-1]  # ratios are to the float one
+    timed = [
+        latency(maker, by_first, samples([400, 210, 205], asked), asked)
+        for asked in (scenario(), offline())
+    ]
+    timed += [foreign(maker), verdict(maker, here[0], (0.99, 0.95, 1.02))]
+    return [teacher, *students, *models, *evidence, *here, *bundles, *reports, *timed]

@@ -2,36 +2,54 @@
 
 from __future__ import annotations
 
+import re
+
 from edgekd.report.collection import Collection
-from edgekd.report.curve import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, charts
+from edgekd.report.curve import means, plots
+from edgekd.report.plot import SMALL
 
 from .conftest import Maker
 
 
-def test_arms_share_a_chart_for_each_term(maker: Maker) -> None:
+def test_arms_share_a_figure_for_each_term_in_their_own_looks(maker: Maker) -> None:
     teacher = maker.teacher()
     students = [maker.student(teacher, arm) for arm in ("dense", "sparse")]
-    found = charts(Collection([teacher, *students]))
-    assert [chart.title for chart in found] == ["Teacher, labels loss", "Student, logits loss"]
-    assert [line.name for line in found[1].lines] == ["2:4 INT8", "dense INT8"]
+    found = plots(Collection([teacher, *students]))
+    assert [plot.title for plot in found] == ["Teacher, labels loss", "Student, logits loss"]
+    assert [(key.name, key.series) for key in found[1].legend] == [
+        ("2:4 INT8", 0),
+        ("dense INT8", 1),
+    ]
+    assert [key.series for key in found[0].legend] == [3]
+    assert found[0].id != found[1].id
 
 
 def test_points_lie_where_the_logarithm_of_the_loss_does(maker: Maker) -> None:
-    student = maker.student(maker.teacher(), "dense")
-    (chart,) = charts(Collection([student]))
+    (plot,) = plots(Collection([maker.student(maker.teacher(), "dense")]))
     # Losses 0.5 and 0.25 between the decades 0.1 and 1; steps 0 and 1 at the two ends.
-    height = HEIGHT - TOP - BOTTOM
-    half, quarter = (HEIGHT - BOTTOM - height * share for share in (0.69897, 0.39794))
-    assert chart.lines[0].points == f"{LEFT:.1f},{half:.1f} {WIDTH - RIGHT:.1f},{quarter:.1f}"
-    assert [tick.text for tick in chart.y_ticks] == ["0.1", "1"]
-    assert chart.table == (("0", "0.500"), ("1", "0.250"))
+    bottom = SMALL.height - SMALL.bottom
+    half, quarter = (bottom - (bottom - SMALL.top) * share for share in (0.69897, 0.39794))
+    path = re.search(r'class="line s1" d="M(\S+) (\S+)L(\S+) ([\d.]+)"', plot.svg)
+    assert path is not None
+    assert [float(number) for number in path.groups()] == [
+        SMALL.left,
+        round(half, 1),
+        SMALL.width - SMALL.right,
+        round(quarter, 1),
+    ]
+    assert re.findall(r">([^<]+)</text>", plot.svg) == ["0", "1", "0.1", "1"]
+    assert plot.rows == (("0", "0.500"), ("1", "0.250"))
+    assert plot.text == "Student, logits loss over 2 steps: dense INT8 from 0.500 to 0.250."
 
 
 def test_a_long_curve_is_the_mean_of_runs_of_steps(maker: Maker) -> None:
-    (chart,) = charts(Collection([maker.teacher()]))
-    assert chart.steps_a_point == 3  # 200 steps in at most 90 points
-    assert len(chart.lines[0].points.split()) == 67
+    (plot,) = plots(Collection([maker.teacher()]))
+    assert plot.note.endswith("a point is the mean of 3 steps")  # 200 steps in at most 90 points
     mean = (2 / 1 + 2 / 2 + 2 / 3) / 3
-    assert chart.table[0] == ("0 to 2", f"{mean:.2f}")
-    assert chart.table[-1] == ("198 to 199", "0.0100")
-    assert [tick.text for tick in chart.x_ticks] == ["0", "50", "100", "150"]
+    assert plot.rows[0] == ("0 to 2", f"{mean:.2f}")
+    assert plot.rows[-1] == ("198 to 199", "0.0100")
+    assert re.findall(r'middle"[^>]*>(\d+)</text>', plot.svg) == ["0", "50", "100", "150"]
+
+
+def test_means_are_of_the_steps_that_are_there() -> None:
+    assert means([(0, 1.0), (1, 3.0), (5, 8.0)], 2) == [(0.5, 2.0), (5.0, 8.0)]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import random
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,7 +18,8 @@ from edgekd.report import report
 from edgekd.report.claims import claims
 from edgekd.report.collection import Collection
 
-from .conftest import A100, Maker
+from .conftest import A100, CPU, Maker
+from .latencies import latency, samples, scenario
 
 STATES = {"proven", "evidence", "not measured", "failed"}
 VOID = {"meta", "link", "br"}
@@ -163,7 +161,12 @@ def test_names_from_a_model_cannot_inject_html(maker: Maker, tmp_path: Path) -> 
     model = maker.model(maker.student(teacher, "sparse"), layer=evil)
     engine = maker.engine(model, {**A100, "name": evil}, "tensorrt-rtx")
     bundle = maker.bundle(model, {**A100, "name": evil, "device": evil}, engine)
-    text = written([teacher, model, engine, bundle], tmp_path)
+    here = maker.engine(model, {**CPU, "name": evil}, "onnxruntime")
+    timed = latency(maker, [here], samples([400], scenario()))
+    other = maker.model(maker.teacher(name=evil, fit={"steps": 0}), name=evil, layers=9)
+    away = latency(maker, maker.engines([other]), samples([900], scenario()))
+    artifacts = [teacher, model, engine, here, bundle, timed, away, maker.accuracy(model)]
+    text = written(artifacts, tmp_path)
     page = Page(text)
     assert page.unbalanced == []
     assert page.all("script") == []
@@ -181,7 +184,10 @@ def test_a_teacher_alone_makes_a_whole_page(maker: Maker, tmp_path: Path) -> Non
     assert "Teacher, labels loss" in page.text
 
 
-@pytest.mark.parametrize("kind", ["Student", "OnnxModel", "Engine", "Bundle", "AccuracyReport"])
+@pytest.mark.parametrize(
+    "kind",
+    ["Student", "OnnxModel", "Engine", "Bundle", "AccuracyReport", "LatencyReport", "Verdict"],
+)
 def test_any_artifact_alone_makes_a_whole_page(
     kind: str, whole: list[Artifact], tmp_path: Path
 ) -> None:
@@ -190,6 +196,32 @@ def test_any_artifact_alone_makes_a_whole_page(
     assert page.unbalanced == []
     assert alone.id in page.text
     assert {a["href"][1:] for a in page.all("a")} <= {a["id"] for _, a in page.tags if "id" in a}
+
+
+def test_latencies_are_told_with_what_they_are_not(whole: list[Artifact], tmp_path: Path) -> None:
+    text = Page(written(whole, tmp_path)).text
+    for words in (
+        "ONNX Runtime uses no 2:4: dense and 2:4 INT8 are expected to be equally fast here",
+        "one-by-one on cpu One sample a query, the next when the last is answered; the result is",
+        "Measured 2026-01-02 03:04:05 UTC . Uncontrolled machine: ratios only.",
+        "Latency only, random weights: large, one-by-one on cpu",
+        "Another graph than this run’s (2 layers, ort.onnx of 9 B)."  # noqa: RUF001
+        " It went through the same export with random weights, so its answers mean nothing",
+        "A processor, threads 2",
+        "edgekd-1 clock=perf_counter_ns",
+        "On a100 and orin it is not measured.",
+    ):
+        assert words in text
+    assert text.count("all-at-once on cpu") >= 3
+
+
+def test_the_gate_is_on_the_page_where_there_is_one(
+    whole: list[Artifact], maker: Maker, tmp_path: Path
+) -> None:
+    text = Page(written(whole, tmp_path)).text
+    assert "✓ pass 2:4 INT8, one-by-one, cpu" in text
+    assert "latency to baseline ✓ pass 0.99 0.95 to 1.02 1.03" in text
+    assert "Checks of the gate" not in Page(written([maker.teacher()], tmp_path)).text
 
 
 def test_a_failure_comes_first(maker: Maker, tmp_path: Path) -> None:
@@ -215,37 +247,3 @@ def test_the_page_needs_no_heavy_library(whole: list[Artifact], tmp_path: Path) 
     command = [sys.executable, "-c", code, str(tmp_path / "p.html"), *(str(a.path) for a in whole)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "[]\n", done.stderr
-
-
-def test_nothing_but_tables_scrolls_sideways_in_a_browser(
-    whole: list[Artifact], tmp_path: Path, needs: Callable[[str, bool, str], None]
-) -> None:
-    """In Chromium, at phone and desktop width, with every section unfolded."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next((found for name in names if (found := shutil.which(name))), None)
-    needs("chromium", browser is not None, "apt-get install chromium")
-    assert browser is not None
-    # The outer page may run a script; the report itself forbids any, so its policy goes first.
-    text = written(whole, tmp_path).replace("<details>", "<details open>")
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-    frames = "".join(
-        f'<iframe width="{width}" srcdoc="{html.escape(text)}"></iframe>' for width in (390, 1280)
-    )
-    script = (
-        "onload = () => { document.title = [...document.querySelectorAll('iframe')].map(frame => "
-        "frame.contentDocument.documentElement).map(e => e.scrollWidth - e.clientWidth).join() }"
-    )
-    outer = tmp_path / "outer.html"
-    outer.write_text(f"<title>-</title>{frames}<script>{script}</script>", encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'c'}"]
-    done = subprocess.run(
-        [browser, *options, "--dump-dom", outer.as_uri()],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    title = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert title is not None, done.stderr
-    over = [int(pixels) for pixels in title[1].split(",")]
-    assert over == [0, 0]

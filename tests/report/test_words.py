@@ -78,6 +78,38 @@ def test_durations(seconds: float, text: str) -> None:
     assert words.duration(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("time_ns", "text"),
+    [
+        (853, "853 ns"),
+        (999.5, "1.00 µs"),
+        (84_649, "84.6 µs"),
+        (9_699_000, "9.70 ms"),
+        (99_960, "100 µs"),
+        (1.2346e13, "12,300 s"),
+        (4_310_000, "4.31 ms"),
+        (1.24e9, "1.24 s"),
+    ],
+)
+def test_latencies_have_three_digits(time_ns: float, text: str) -> None:
+    assert words.time(time_ns) == text
+
+
+def test_an_interval_of_latencies_names_a_common_unit_once() -> None:
+    assert words.times(302_947, 322_765) == "303 to 323 µs"
+    assert words.times(974_498, 4_788_253) == "974 µs to 4.79 ms"
+
+
+def test_latencies_of_an_axis_are_round() -> None:
+    found = [words.round_time(time_ns) for time_ns in (0, 500, 2e3, 2.5e6, 1e9)]
+    assert found == ["0", "500 ns", "2 µs", "2.5 ms", "1 s"]
+
+
+def test_rates_have_three_digits() -> None:
+    assert words.rate(7034.98) == "7,030 samples/s"
+    assert words.rates(84.26, 0.99961) == "84.3 to 1.00 samples/s"
+
+
 def test_decades_of_an_axis() -> None:
     assert [words.decade(e) for e in (-6, -3, 0, 2)] == ["10\u207b\u2076", "0.001", "1", "100"]
 

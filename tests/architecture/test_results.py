@@ -1,0 +1,40 @@
+"""A committed result holds for the sources it names; after a change it is made anew."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "bench"
+RESULTS = sorted((BENCH / "results").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def results() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bench_results", BENCH / "results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_are_results() -> None:
+    assert {path.stem for path in RESULTS} >= {"demo", "slow", "vit-s-cpu"}
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_no_result_is_stale(path: Path, results: ModuleType) -> None:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    changed = results.stale(path)
+    assert not changed, f"stale since {changed} changed: run `{document['command']}` and commit"
+
+
+def test_a_changed_source_makes_a_result_stale(tmp_path: Path, results: ModuleType) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps({"covers": {"edgekd.errors": "0" * 64}}), encoding="utf-8")
+    assert results.stale(path) == ["edgekd.errors"]

@@ -1,0 +1,86 @@
+"""Latency as a claim: evidence for the device it was measured on, and for no other."""
+
+from __future__ import annotations
+
+from edgekd.artifact import Artifact
+from edgekd.report.claims import claims
+from edgekd.report.collection import Collection
+from edgekd.report.findings import Finding
+from edgekd.report.measured import sentence
+from edgekd.report.summary import glance
+
+from .conftest import A100, ORIN, Maker
+from .latencies import LOCKED, foreign, latency, offline, samples, scenario
+
+
+def arms(maker: Maker) -> tuple[list[Artifact], list[Artifact]]:
+    teacher = maker.teacher()
+    models = [maker.model(teacher), maker.model(maker.student(teacher, "sparse"))]
+    return models, maker.engines(models)
+
+
+def found(*run: Artifact) -> list[Finding]:
+    return list(claims(Collection(run))[-1].findings)
+
+
+def test_a_cpu_number_is_evidence_and_leaves_the_devices_unmeasured(maker: Maker) -> None:
+    models, engines = arms(maker)
+    report = latency(maker, engines, samples([400, 200], scenario(), spread=0))
+    bundles = [maker.bundle(models[1], target) for target in (A100, ORIN)]
+    here, away = found(*models, *engines, report, *bundles)
+    assert here.state == "evidence"
+    assert here.text == (
+        "one-by-one, p90 of a query: float16 400 µs (400 to 400 µs); 2:4 INT8 200 µs (200 to 200 "
+        "µs), 0.50 of float16's time (0.50 to 0.50). Uncontrolled machine: ratios only. Stands for "
+        "no GPU: ONNX Runtime uses no 2:4."
+    )
+    assert [where.text for where in here.on] == ["float16 for cpu", "2:4 INT8 for cpu"]
+    assert (away.state, away.text) == ("not measured", "Not measured: no such device here.")
+    assert [where.text for where in away.on] == ["a100", "orin"]
+
+
+def test_a_controlled_device_with_its_bound_is_proof(maker: Maker) -> None:
+    models, _ = arms(maker)
+    engine = maker.engine(models[1], A100, "tensorrt")
+    report = latency(maker, [engine], samples([400], scenario(), spread=0), state=LOCKED)
+    (finding,) = found(models[1], engine, report)
+    assert finding.state == "proven"
+    assert finding.text == "one-by-one, p90 of a query: 2:4 INT8 400 µs (400 to 400 µs)."
+
+
+def test_a_rate_is_told_in_samples_a_second(maker: Maker) -> None:
+    models, engines = arms(maker)
+    report = latency(maker, engines, samples([400, 200], offline(), spread=0), offline())
+    (finding,) = found(*models, *engines, report)
+    assert "float16 20,000 samples/s (20,000 to 20,000); 2:4 INT8 40,000" in finding.text
+
+
+def test_an_engine_that_was_not_timed_says_so_and_anothers_report_does_not_help(
+    maker: Maker,
+) -> None:
+    models, engines = arms(maker)
+    (finding,) = found(*models, *engines, foreign(maker))
+    assert finding.text == "Not measured: no benchmark was run."
+    assert len(finding.on) == 2
+
+
+def test_the_verdict_tells_the_ratio_and_what_it_does_not_stand_for(maker: Maker) -> None:
+    models, engines = arms(maker)
+    report = latency(maker, engines, samples([400, 200], scenario(), spread=0))
+    run = Collection([*models, *engines, report, maker.bundle(models[1], ORIN)])
+    assert sentence(run) == (
+        "measured on cpu only with ONNX Runtime, which uses no 2:4; that stands for no other "
+        "device. In one-by-one the 2:4 INT8 engine takes 0.50 of float16's p90 (0.50 to 0.50). On "
+        "orin it is not measured."
+    )
+    number = glance(run)[-1]
+    assert number == ("p90 over float16's", "0.50", "0.50 to 0.50; 2:4 INT8 on cpu, one-by-one")
+
+
+def test_one_engine_alone_has_a_time_and_no_ratio(maker: Maker) -> None:
+    models, engines = arms(maker)
+    report = latency(maker, engines[1:], samples([200], scenario(), spread=0))
+    run = Collection([*models, *engines, report])
+    assert "the 2:4 INT8 engine has a p90 of 200 µs (200 to 200 µs)." in sentence(run)
+    assert glance(run)[-1].number == "200 µs"
+    assert sentence(Collection(models)) == ""
