@@ -16,7 +16,7 @@ from edgekd.eligible import LayerPlan
 from edgekd.errors import ArtifactError
 
 ARMS = ("sparse", "dense", "fp16")
-ARM_NAMES = {"sparse": "2:4 INT8", "dense": "dense INT8", "fp16": "float16"}
+ARM_NAMES = {"sparse": "2:4 INT8", "dense": "dense INT8", "fp16": "float teacher"}
 _CHAIN = (
     kinds.TEACHER,
     kinds.STUDENT,

@@ -42,11 +42,12 @@ def test_the_text_and_the_table_tell_what_is_drawn(maker: Maker) -> None:
     ordered = np.sort(times.ravel())
     half, most = ordered[383] / 1000, ordered[691] / 1000  # 384th and 692nd of 768
     assert plot.text == (
-        f"Share of queries answered within a time. float16: half within {half:.0f} µs, 90% within "
+        "Share of queries answered within a time. "
+        f"float teacher: half within {half:.0f} µs, 90% within "
         f"{most:.0f} µs, slowest 12.3 ms."
     )
     assert plot.header == ("Engine", "1%", "10%", "25%", "50%", "75%", "90%", "95%", "99%", "100%")
-    assert plot.rows[0][0] == "float16"
+    assert plot.rows[0][0] == "float teacher"
     assert plot.rows[0][4] == f"{half:.0f} µs"
     assert plot.rows[0][-1] == "12.3 ms"
     assert "all 768 queries" in plot.caption

@@ -32,7 +32,7 @@ def test_a_row_holds_median_interval_bound_and_ratio(maker: Maker) -> None:
     assert section.date == "2026-01-02 03:04:05 UTC"
     assert (section.percentiles, section.result) == (("p50", "p90"), "p90")
     first, second = section.rows
-    assert (first.name, first.about, first.asked) == ("float16", "onnxruntime", "12 × 64")  # noqa: RUF001
+    assert (first.name, first.about, first.asked) == ("float teacher", "onnxruntime", "12 × 64")  # noqa: RUF001
     assert first.percentiles[1].number == "400 µs"
     assert first.percentiles[1].notes == ("400 to 400 µs", "≤ 400 µs, 99.0%")
     assert (first.ratio.number, first.ratio.notes) == ("1", ("the reference",))
@@ -54,7 +54,9 @@ def test_a_withheld_bound_says_why(maker: Maker) -> None:
     assert section.rows[0].valid is False
     assert section.rows[0].percentiles[1].notes[1] == "no bound"
     (reason,) = section.reasons
-    assert reason.startswith("float16: upper bounds withheld: the queries of 12 of 12 repetitions")
+    assert reason.startswith(
+        "float teacher: upper bounds withheld: the queries of 12 of 12 repetitions"
+    )
     assert not section.controlled
     assert section.machine == "uncontrolled machine: ratios only"
 

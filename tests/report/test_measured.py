@@ -30,11 +30,13 @@ def test_a_cpu_number_is_evidence_and_leaves_the_devices_unmeasured(maker: Maker
     here, away = found(*models, *engines, report, *bundles)
     assert here.state == "evidence"
     assert here.text == (
-        "one-by-one, p90 of a query: float16 400 µs (400 to 400 µs); 2:4 INT8 200 µs (200 to 200 "
-        "µs), 0.50 of float16's time (0.50 to 0.50). Uncontrolled machine: ratios only. Stands for "
+        "one-by-one, p90 of a query: "
+        "float teacher 400 µs (400 to 400 µs); 2:4 INT8 200 µs (200 to 200 "
+        "µs), "
+        "0.50 of float teacher's time (0.50 to 0.50). Uncontrolled machine: ratios only. Stands for "
         "no GPU: ONNX Runtime uses no 2:4."
     )
-    assert [where.text for where in here.on] == ["float16 for cpu", "2:4 INT8 for cpu"]
+    assert [where.text for where in here.on] == ["float teacher for cpu", "2:4 INT8 for cpu"]
     assert (away.state, away.text) == ("not measured", "Not measured: no such device here.")
     assert [where.text for where in away.on] == ["a100", "orin"]
 
@@ -52,7 +54,7 @@ def test_a_rate_is_told_in_samples_a_second(maker: Maker) -> None:
     models, engines = arms(maker)
     report = latency(maker, engines, samples([400, 200], offline(), spread=0), offline())
     (finding,) = found(*models, *engines, report)
-    assert "float16 20,000 samples/s (20,000 to 20,000); 2:4 INT8 40,000" in finding.text
+    assert "float teacher 20,000 samples/s (20,000 to 20,000); 2:4 INT8 40,000" in finding.text
 
 
 def test_an_engine_that_was_not_timed_says_so_and_anothers_report_does_not_help(
@@ -70,11 +72,16 @@ def test_the_verdict_tells_the_ratio_and_what_it_does_not_stand_for(maker: Maker
     run = Collection([*models, *engines, report, maker.bundle(models[1], ORIN)])
     assert sentence(run) == (
         "measured on cpu only with ONNX Runtime, which uses no 2:4; that stands for no other "
-        "device. In one-by-one the 2:4 INT8 engine takes 0.50 of float16's p90 (0.50 to 0.50). On "
+        "device. In one-by-one "
+        "the 2:4 INT8 engine takes 0.50 of float teacher's p90 (0.50 to 0.50). On "
         "orin it is not measured."
     )
     number = glance(run)[-1]
-    assert number == ("p90 over float16's", "0.50", "0.50 to 0.50; 2:4 INT8 on cpu, one-by-one")
+    assert number == (
+        "p90 over float teacher's",
+        "0.50",
+        "0.50 to 0.50; 2:4 INT8 on cpu, one-by-one",
+    )
 
 
 def test_one_engine_alone_has_a_time_and_no_ratio(maker: Maker) -> None:

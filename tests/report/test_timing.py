@@ -72,7 +72,7 @@ def test_two_engines_of_one_arm_are_told_apart(maker: Maker) -> None:
                for n in (1, 2)]  # fmt: skip
     report = latency(maker, engines, samples([400, 200], scenario()))
     (timing,) = timings(Collection([report]))
-    assert timing.names == [f"float16, {engine.path.name}" for engine in engines]
+    assert timing.names == [f"float teacher, {engine.path.name}" for engine in engines]
 
 
 def test_an_interval_that_covers_less_says_so() -> None:

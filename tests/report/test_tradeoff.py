@@ -26,10 +26,10 @@ def test_an_engine_is_judged_by_its_own_report_else_by_that_of_its_file(maker: M
     plot = drawn([*models, *engines, report, *judged])
     assert plot is not None
     assert plot.title == "Accuracy against p90"
-    assert [row[0] for row in plot.rows] == ["float16", "dense INT8"]
+    assert [row[0] for row in plot.rows] == ["float teacher", "dense INT8"]
     assert [row[-1] for row in plot.rows] == ["the engine", "its ort.onnx"]
     assert plot.rows[0][3:5] == ("89.0%", "84.0% to 92.6%")
-    assert plot.text.startswith("Top-1 against p90 of 2 engines. float16: p90 4")
+    assert plot.text.startswith("Top-1 against p90 of 2 engines. float teacher: p90 4")
     assert plot.text.endswith("The teacher's top-1 is 90.0%.")
     assert [plot.svg.count(f'class="mark s{look}"') for look in (1, 2)] == [1, 1]
 
