@@ -33,7 +33,8 @@ def test_a_cpu_number_is_evidence_and_leaves_the_devices_unmeasured(maker: Maker
         "one-by-one, p90 of a query: "
         "float teacher 400 µs (400 to 400 µs); 2:4 INT8 200 µs (200 to 200 "
         "µs), "
-        "0.50 of float teacher's time (0.50 to 0.50). Uncontrolled machine: ratios only. Stands for "
+        "0.50 of float teacher's time (0.50 to 0.50). "
+        "Uncontrolled machine: ratios only. Stands for "
         "no GPU: ONNX Runtime uses no 2:4."
     )
     assert [where.text for where in here.on] == ["float teacher for cpu", "2:4 INT8 for cpu"]
