@@ -8,6 +8,7 @@ on a device is otherwise invisible.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, EdgekdError
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -98,11 +99,17 @@ def load(source: str) -> Data:
         source: ``python:<module>:<callable>``.
 
     Raises:
-        ConfigError: The source cannot be loaded, a split is empty, a label is no whole number or
-        out
-            of range, or an input is missing, of another dtype or shape than io says, or not finite.
+        ConfigError: The source cannot be loaded or fails, a split is empty, a label is no whole
+            number or out of range, or an input is missing, of another dtype or shape than io says,
+            or not finite.
     """
-    data = python_object(source, "data.source")()
+    make = python_object(source, "data.source")
+    try:
+        data = make()
+    except (EdgekdError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # whatever the user's code raises is the user's to mend
+        raise ConfigError(f"data.source {source!r} failed: {_told(error)}") from error
     if not isinstance(data, Data):
         raise ConfigError(
             f"data.source {source!r} returned {type(data).__name__}, expected edgekd.data.Data"
@@ -134,11 +141,30 @@ def python_object(spec: str, where: str) -> Any:
         raise ConfigError(f"{where}: found {spec!r}, expected python:<module>:<callable>")
     try:
         module = importlib.import_module(parts[1])
-    except ImportError as error:
-        raise ConfigError(f"{where}: cannot import {parts[1]!r}: {error}") from error
+    except Exception as error:  # a syntax error, or whatever its top level raises
+        raise ConfigError(f"{where}: cannot import {parts[1]!r}: {_told(error)}") from error
     if not callable(getattr(module, parts[2], None)):
         raise ConfigError(f"{where}: module {parts[1]!r} has no callable {parts[2]!r}")
     return getattr(module, parts[2])
+
+
+def _told(error: Exception) -> str:
+    """An exception of somebody else's code on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def content_hash(data: Data) -> str:
+    """SHA-256 (hex) of every example and of io: what was learned from, whatever file it was in."""
+    digest = hashlib.sha256(data.io.model_dump_json().encode())
+    for split in (data.train, data.evaluation):
+        rows = np.arange(len(split), dtype=np.int64)
+        for start in range(0, len(rows), 1024):
+            inputs, labels = split.take(rows[start : start + 1024])
+            for name in sorted(inputs):
+                digest.update(f"{name} {inputs[name].dtype} {inputs[name].shape}".encode())
+                digest.update(np.ascontiguousarray(inputs[name]).tobytes())
+            digest.update(np.ascontiguousarray(labels).tobytes())
+    return digest.hexdigest()
 
 
 def python_module(spec: str) -> str | None:

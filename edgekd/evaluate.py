@@ -66,7 +66,7 @@ def evaluate(model: Artifact, out: Path, samples: Artifact | None = None) -> Art
             kinds.ACCURACY_REPORT,
             config={"resamples": RESAMPLES, "seed": SEED, "where": runner.fingerprint(model)},
             parents={"model": model, "samples": samples},
-            sources={"evaluate": source_hash("edgekd.evaluate", "edgekd.runner")},
+            sources={"evaluate": source_hash("edgekd.evaluate", "edgekd.runner", "edgekd.engine")},
             tools=versions("numpy"),
         )
 

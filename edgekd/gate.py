@@ -37,6 +37,7 @@ from edgekd.judge import (
 from edgekd.origin import source_hash, versions
 from edgekd.recipe import Gate
 
+SOURCES = ("edgekd.gate", "edgekd.judge", "edgekd.baseline", "edgekd.evaluate", "edgekd.bench")
 EXIT_CODES: Mapping[Outcome, int] = {"pass": 0, "regress": 1, "inconclusive": 4}
 REPETITIONS_MIN = 12  # fewer give a ratio no 95% interval, see `edgekd.bench.stats.ratio`
 
@@ -301,7 +302,7 @@ def _verdict(evidence: _Evidence, out: Path, budgets: Gate, scenario: Scenario) 
             "target": evidence.engine.config["target"],
         },
         parents=parents,
-        sources={"gate": source_hash("edgekd.gate", "edgekd.baseline", "edgekd.evaluate")},
+        sources={"gate": source_hash(*SOURCES)},
         tools=versions("numpy"),
     )
 

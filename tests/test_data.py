@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,10 @@ def test_a_relative_module_is_told() -> None:
 
 
 def test_what_cannot_be_imported_is_told() -> None:
-    expected = "teacher.model: cannot import 'no_such_module': No module named 'no_such_module'"
+    expected = (
+        "teacher.model: cannot import 'no_such_module': ModuleNotFoundError: No module named "
+        "'no_such_module'"
+    )
     with pytest.raises(ConfigError, match=re.escape(expected)):
         data.python_object("python:no_such_module:net", "teacher.model")
 
@@ -187,3 +191,35 @@ def test_python_module_names_the_module_or_none() -> None:
 def test_io_refuses_keys_it_does_not_know() -> None:
     with pytest.raises(ValueError, match="layout"):
         IO.model_validate({**describe(PIXELS).model_dump(), "layout": "NCHW"})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def load():\n    raise ValueError('no rows')\n", "failed: ValueError: no rows"),
+        ("def load():\n    open('absent.npz')\n", "failed: FileNotFoundError: "),
+        ("def load(:\n", "cannot import 'users_data': SyntaxError: "),
+        ("1 / 0\n", "cannot import 'users_data': ZeroDivisionError: division by zero"),
+    ],
+)
+def test_whatever_a_users_data_code_raises_is_one_sentence(
+    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "users_data.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "users_data", raising=False)
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        data.load("python:users_data:load")
+
+
+def test_the_content_hash_follows_every_example_and_io() -> None:
+    io = IO(inputs=[], outputs=[], labels=["a", "b"], preprocess={})
+
+    def made(pixel: float, label: int, facts: IO = io) -> str:
+        split = ArraySplit({"x": np.array([[pixel]], np.float32)}, np.array([label], np.int64))
+        return data.content_hash(data.Data(split, split, facts))
+
+    first = made(1.0, 0)
+    assert made(1.0, 0) == first
+    other = io.model_copy(update={"labels": ["a", "c"]})
+    assert len({first, made(2.0, 0), made(1.0, 1), made(1.0, 0, other)}) == 4

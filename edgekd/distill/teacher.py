@@ -37,6 +37,7 @@ def question(recipe: Recipe) -> Question:
         **user_sources(recipe, spec),
         **models.source_files(spec, recipe.base),
     }
+    sources["examples"] = data.content_hash(data.load(recipe.data.source))
     weights = checkpoint(recipe)
     if weights is not None and weights.is_file():
         sources["checkpoint"] = file_hash(weights)
@@ -56,7 +57,9 @@ def user_sources(recipe: Recipe, *specs: str) -> dict[str, str]:
     for spec in (recipe.data.source, *specs):
         module = data.python_module(spec)
         if module is not None:
-            found[module] = source_hash(module)
+            # A user's module counts with its package, helpers included; ours stands for itself.
+            package = module.partition(".")[0]
+            found[module] = source_hash(module if package == "edgekd" else package)
     return found
 
 

@@ -12,11 +12,12 @@ What TensorRT's parser takes is checked before it sees the file: it answers True
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from edgekd.artifact import Artifact, Question, Work
 from edgekd.data import IO
 from edgekd.engine import bundle as bundles
 from edgekd.engine import layers, ort, trt
-from edgekd.errors import ArtifactError, UnsupportedError
+from edgekd.errors import ArtifactError, EdgekdError, UnsupportedError
 from edgekd.origin import source_hash, versions
 from edgekd.progress import say
 from edgekd.target import Target
@@ -72,10 +73,11 @@ def build(
         return _build_ort(model, target, out)
     if target.runtime == "tensorrt" and not bundle:
         device = find_device()
-        if device and importlib.util.find_spec("tensorrt"):
-            _require_device(target, device, trt.version(trt.load("tensorrt")))
+        if device and _is_device(target, device) and importlib.util.find_spec("tensorrt"):
+            _require_version(target, trt.version(trt.load("tensorrt")))
             return _build_plan(model, target, out, "tensorrt", device)
-        reason = f"no {'TensorRT' if device else 'such device'} here"
+        here = device is not None and _is_device(target, device)
+        reason = f"no {'TensorRT' if here else 'such device'} here"
         say(f"{target.name}: {reason}, so a Bundle is made to build on the device itself")
     packed = bundles.arms_of(model, arms or {})
     evidence = {}
@@ -125,17 +127,18 @@ def find_device(libcuda: ctypes.CDLL | None = None) -> Device | None:
     return Device(name.value.decode(), [major, minor], multiprocessors, version.value)
 
 
-def _require_device(target: Target, device: Device, version: str) -> None:
-    """Refuse a device or a TensorRT that is not the target's."""
+def _is_device(target: Target, device: Device) -> bool:
     facts = (target.device, target.compute_capability, target.multiprocessors)
-    same = facts == (device.name, device.compute_capability, device.multiprocessors)
-    if not same or not target.accepts_runtime(version):
+    return facts == (device.name, device.compute_capability, device.multiprocessors)
+
+
+def _require_version(target: Target, version: str) -> None:
+    """Refuse another TensorRT on the target's own device: its plans would not be the target's."""
+    if not target.accepts_runtime(version):
         raise UnsupportedError(
-            f"{target.name} is {target.device} (compute capability {target.compute_capability}, "
-            f"{target.multiprocessors} multiprocessors) with TensorRT {target.runtime_version}, "
-            f"this machine is {device.name} ({device.compute_capability}, "
-            f"{device.multiprocessors}) with TensorRT {version}: build on the target, name the "
-            "target that is this machine, or ask for a Bundle with --bundle"
+            f"{target.name} has TensorRT {target.runtime_version}, this {target.device} has "
+            f"{version}: install that version, name the target that is this machine, or ask for a "
+            "Bundle with `edgekd build --bundle`"
         )
 
 
@@ -209,16 +212,20 @@ def _build_plan(
 
     def write(work: Work) -> dict[str, Any]:
         major, minor = target.compute_capability or [0, 0]
-        plan = trt.build_plan(
-            model.file("trt.onnx"),
-            runtime=runtime,
-            profiles=profiles,
-            compute_capability=(major, minor) if evidence else None,
-            sparse_weights=sparse,
-        )
+        with _log_kept(work.keep / "build.log"):
+            plan = trt.build_plan(
+                model.file("trt.onnx"),
+                runtime=runtime,
+                profiles=profiles,
+                compute_capability=(major, minor) if evidence else None,
+                sparse_weights=sparse,
+            )
         # A graph without INT8 makes no promise; what it ran as is still kept.
         blocks = int(model.results["attention_blocks"])
-        rows = layers.prove(plan.layers, planned, blocks, where) if planned else []
+        table = work.keep / "layers.json"
+        table.write_text(layers.to_json(plan.layers), encoding="utf-8")
+        whole = f"{where} (whole layer table: {table})"
+        rows = layers.prove(plan.layers, planned, blocks, whole) if planned else []
         (work.scratch / "model.plan").write_bytes(plan.plan)
         (work.scratch / "build.log").write_text("\n".join(plan.log) + "\n", encoding="utf-8")
         results = _common(work, model, runtime, plan.layers, rows, planned=len(planned))
@@ -226,6 +233,18 @@ def _build_plan(
         return {**results, "evidence": evidence, **means}
 
     return artifact.make(out, question, write)
+
+
+@contextlib.contextmanager
+def _log_kept(path: Path) -> Iterator[None]:
+    """Where a build fails, write the builder's whole log and name the file in the sentence."""
+    try:
+        yield
+    except EdgekdError as error:
+        if error.__cause__ is None:
+            raise
+        path.write_text(f"{error.__cause__}\n", encoding="utf-8")
+        raise type(error)(f"{error} (the builder's log: {path})") from error.__cause__
 
 
 def _question(

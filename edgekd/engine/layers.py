@@ -42,6 +42,7 @@ _DTYPE_ALIAS = {"FP32": "Float", "FP16": "Half", "BF16": "BFloat16"}
 _CONSTANT_NAME = re.compile(r"dconst|_const(ant)?|_(alpha|beta)\b")
 _SOFTMAX_KERNEL = re.compile(r"softmax|Maxr\w*Exp\w*Sum", re.IGNORECASE)
 _FUSED_ATTENTION_KERNEL = re.compile("mha", re.IGNORECASE)
+_MULTIPLIES = re.compile(r"(?i)gemm|correlation|((cask|cu)\w*)?(convolution|matrix_?multiply)")
 _INT8_KERNEL = "i8i32"  # operands and accumulator, as in sm80_xmma_gemm_i8f16_i8i32_f32_...
 
 
@@ -83,8 +84,7 @@ class EngineLayer:
     @property
     def multiplies(self) -> bool:
         """Whether it is a matrix multiplication or a convolution of TensorRT's own."""
-        kind = self.type.lower()
-        return kind in ("gemm", "correlation") or "conv" in kind or "matrixmultiply" in kind
+        return bool(_MULTIPLIES.fullmatch(self.type))
 
     @property
     def is_fused_attention(self) -> bool:
@@ -94,13 +94,7 @@ class EngineLayer:
 
 @dataclass(frozen=True)
 class Planned:
-    """A linear or convolution that must run in INT8.
-
-    Attributes:
-        layer: Its name in the model.
-        node: The name of its MatMul, Gemm or Conv node in the ONNX graph.
-        weight_count: Elements of its weight.
-    """
+    """What must run in INT8: its name in the model, its ONNX node, elements of its weight."""
 
     layer: str
     node: str
@@ -140,7 +134,7 @@ def to_json(layers: Sequence[EngineLayer]) -> str:
 
 
 def from_json(text: str) -> list[EngineLayer]:
-    """Read what `to_json` wrote; `ArtifactError` where the text is anything else."""
+    """Read what `to_json` wrote, else `ArtifactError`."""
     try:
         return [
             EngineLayer(
@@ -201,8 +195,8 @@ def parse_inspector(json_text: str) -> list[EngineLayer]:
 def ran(layers: Sequence[EngineLayer], planned: Sequence[Planned]) -> list[Ran]:
     """Say for every planned linear what the engine runs for it, whether or not that is INT8.
 
-    Where TensorRT merged several planned linears into one layer, its Int8 weight must be as large
-    as all of theirs together; else none of them counts. Rows come in the order of ``planned``.
+    Where TensorRT merged several into one layer, its Int8 weight must be as large as all of theirs
+    together; else none of them counts. Rows come in the order of ``planned``.
     """
     rows = [_row(linear, layers) for linear in planned]
     needed: dict[str, int] = defaultdict(int)
@@ -233,8 +227,7 @@ def prove(
         attention_blocks: Attention blocks of the model; 0 where its softmaxes are its own affair.
         where: What was built, to begin the message with.
 
-    Returns:
-        The rows of `ran`.
+    Returns: The rows of `ran`.
 
     Raises:
         ContractError: Names every planned linear and attention layer that fails, and how it ran.
@@ -248,8 +241,15 @@ def prove(
             "QuantizeLinear and DequantizeLinear, or take the layer out of the plan"
         )
     fused = sum(layer.is_fused_attention for layer in layers)
-    left = _unfused_attention(layers, planned) if attention_blocks else []
-    if fused != attention_blocks or left:
+    left = _unfused_attention(layers, planned)
+    if not attention_blocks:  # a softmax may then be the model's own; two activations may not meet
+        left = [each for each in left if each.startswith("batched gemm")]
+    if fused > attention_blocks:
+        problems.append(
+            f"{fused} fused attention kernels, but {attention_blocks} attention blocks were "
+            "recognised in the graph: write attention as MatMul, Softmax, MatMul"
+        )
+    elif fused != attention_blocks or left:
         problems.append(
             f"{fused} fused attention kernels, expected {attention_blocks}, and left unfused: "
             f"{', '.join(left) or 'nothing'}. Fused attention needs fp16 around the INT8 linears"
@@ -293,13 +293,12 @@ def _row(linear: Planned, layers: Sequence[EngineLayer]) -> Ran:
 def _weight(layer: EngineLayer, weight_count: int) -> Tensor | None:
     """The weight as the layer multiplies it: a constant, or what another layer made of one.
 
-    Some TensorRT 10 tables list no constants. There an integer kernel's name still tells: one that
-    accumulates int8 products in int32 cannot have taken anything but an Int8 weight.
+    Some TensorRT 10 tables list no constants; there a kernel's name tells.
     """
     operands = layer.constants + layer.inputs[1:]
     weights = [tensor for tensor in operands if tensor.count >= weight_count]
-    if weights:
-        return weights[0]
+    if weights:  # any of them may be the one that is multiplied: the widest speaks for all
+        return next((tensor for tensor in weights if tensor.dtype != "Int8"), weights[0])
     if not layer.constants and layer.multiplies and _INT8_KERNEL in layer.tactic:
         return Tensor("Int8", (0,))
     return None

@@ -183,7 +183,7 @@ def _checked(serialized: Any, onnx_path: Path, module: ModuleType, log: Log) -> 
     if serialized is None:
         raise ToolchainError(
             f"{onnx_path.name}: {module.__name__} {version(module)} could not build an engine "
-            f"({_last_error(log)}): the whole log is the cause of this error"
+            f"({_last_error(log)})"
         )
     return bytes(serialized)
 

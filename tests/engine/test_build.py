@@ -17,7 +17,7 @@ from onnx import helper
 from edgekd import artifact, kinds, target
 from edgekd.artifact import Artifact
 from edgekd.engine import build as build_module
-from edgekd.engine import layers, ort, trt
+from edgekd.engine import layers, ort, trt, wheel
 from edgekd.engine.build import build, find_device
 from edgekd.errors import ArtifactError, ContractError, ToolchainError, UnsupportedError
 
@@ -272,26 +272,32 @@ def on_a_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[Driver, str], None
 
 
 @pytest.mark.parametrize(
-    ("driver", "version"),
-    [
-        (Driver("Orin", {75: 8, 76: 7, 16: 8}), "10.3.0.30"),  # an Orin NX
-        (ORIN_DRIVER, "10.7.0"),
-        (Driver("NVIDIA H200", {75: 9, 76: 0, 16: 132}), "10.3.0"),
-    ],
+    "driver",
+    [Driver("Orin", {75: 8, 76: 7, 16: 8}), Driver("NVIDIA H200", {75: 9, 76: 0, 16: 132})],
+    ids=["an Orin NX", "H200"],
 )
-def test_another_device_or_tensorrt_than_the_targets_is_refused(
+def test_another_device_than_the_targets_makes_a_bundle(
     onnx_model: Models,
     tmp_path: Path,
     on_a_device: Callable[[Driver, str], None],
     driver: Driver,
-    version: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    on_a_device(driver, version)
+    on_a_device(driver, "10.3.0.30")
+    monkeypatch.setattr(wheel, "device_wheels", lambda _: wheel.Wheels({}, ()))
+    made = build(onnx_model(), ORIN, tmp_path / "out")
+    assert made.kind == "Bundle"
+    assert made.config["reason"] == "no such device here"
+
+
+def test_another_tensorrt_on_the_targets_device_is_refused(
+    onnx_model: Models, tmp_path: Path, on_a_device: Callable[[Driver, str], None]
+) -> None:
+    on_a_device(ORIN_DRIVER, "10.7.0")
     with pytest.raises(UnsupportedError) as caught:
         build(onnx_model(), ORIN, tmp_path / "out")
-    assert "is Orin (compute capability [8, 7], 16 multiprocessors) with" in str(caught.value)
-    assert f"this machine is {driver.name}" in str(caught.value)
-    assert f"with TensorRT {version}: build on the target" in str(caught.value)
+    assert "has TensorRT 10.3, this Orin has 10.7.0" in str(caught.value)
+    assert "`edgekd build --bundle`" in str(caught.value)
 
 
 def test_on_the_device_the_same_verb_builds_the_engine(

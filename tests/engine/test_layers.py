@@ -316,3 +316,32 @@ def test_inspector_with_names_only_says_what_to_build_with() -> None:
 def test_inspector_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(ToolchainError, match=r'has no JSON list "Layers".*report its version'):
         parse_inspector(text)
+
+
+def gemm(kind: str, inputs: list[tuple[str, int]], constants: list[tuple[str, int]]) -> EngineLayer:
+    tensors = [tuple(Tensor(dtype, (n, 64)) for dtype, n in part) for part in (inputs, constants)]
+    return EngineLayer("l", kind, ("fc",), tensors[0], (Tensor("Half", (8, 64)),), tensors[1], "")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        gemm("gemm", [("Int8", 8), ("Int8", 64), ("Half", 64)], []),
+        gemm("gemm", [("Int8", 8)], [("Int8", 64), ("Half", 64)]),
+        gemm("kgen_conversion", [("Int8", 8)], [("Int8", 64)]),
+    ],
+    ids=["a residual before the weight", "two constants", "a conversion kernel"],
+)
+def test_an_int8_tensor_beside_the_weight_proves_nothing(layer: EngineLayer) -> None:
+    assert not ran([layer], [Planned("fc", "fc", 64 * 64)])[0].int8
+    good = gemm("gemm", [("Int8", 8)], [("Int8", 64)])
+    assert ran([good], [Planned("fc", "fc", 64 * 64)])[0].int8
+
+
+def test_two_activations_that_meet_unfused_are_refused_without_a_recognised_block() -> None:
+    meeting = EngineLayer("qk", "gemm", ("m",), (Tensor("Half", (2, 8, 8)),) * 2, (), (), "t")
+    with pytest.raises(ContractError, match=r"left unfused: batched gemm qk"):
+        prove([meeting], [], 0, "model")
+    mha = EngineLayer("a", "kgen", (), (), (), (), "_gemm_mha_v2")
+    with pytest.raises(ContractError, match="1 fused attention kernels, but 0 "):
+        prove([mha], [], 0, "model")
