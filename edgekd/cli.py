@@ -21,8 +21,9 @@ from edgekd.errors import EdgekdError
 
 # Packages that not every machine has, and the extra that brings each.
 TRAIN = ("torch", "transformers", "safetensors", "modelopt", "onnx", "onnx_ir", "jinja2", "sklearn",
-         "matplotlib")  # fmt: skip
-EXTRA = {"onnxruntime": "ort", **dict.fromkeys(TRAIN, "train")}
+         "matplotlib", "datasets")  # fmt: skip
+EXTRA = {"onnxruntime": "ort", "PIL": "preprocess", "tokenizers": "preprocess",
+         **dict.fromkeys(TRAIN, "train")}  # fmt: skip
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print a JSON document, not a path."
@@ -116,6 +117,53 @@ def run(
         click.echo(json.dumps({"report": str(result.report), "artifacts": made}))
     else:
         click.echo(result.report)
+
+
+@main.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--target", "target_name", required=True, help="Device the recipe is for.")
+@click.option(
+    "--train",
+    type=click.Path(path_type=Path),
+    help="Examples: a folder of one folder a class, a .parquet, .csv or .tsv.  [default: noise]",
+)
+@click.option(
+    "--evaluation", type=click.Path(path_type=Path), help="The same, to judge by.  [default: noise]"
+)
+@click.option(
+    "--recipe",
+    "path",
+    default="recipe.toml",
+    show_default=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write.",
+)
+def init(
+    model: str, target_name: str, train: Path | None, evaluation: Path | None, path: Path
+) -> None:
+    """Write a commented recipe for MODEL that runs unedited.
+
+    MODEL is hf:<directory or config.json>, timm:<name> or python:<module>:<callable>.
+    """
+    wanted = target.load(target_name)
+    from edgekd.init import init
+
+    click.echo(init(model, wanted, path, train, evaluation))
+
+
+@main.command()
+@recipe_argument
+@click.option("--target", "target_name", required=True, help="Device to plan for.")
+@json_option
+def plan(recipe_name: str, target_name: str, as_json: bool) -> None:
+    """Predict, before any training: what runs sparse, INT8 and fused, and where 2:4 can pay."""
+    loaded, wanted = recipe.load(recipe_name), target.load(target_name)
+    from edgekd.plan import plan
+    from edgekd.report.planned import planned
+
+    with progress.stage(f"plan for {wanted.name}"):
+        found = plan(loaded, wanted)
+    click.echo(json.dumps(found.as_json()) if as_json else planned(found))
 
 
 @main.command()
@@ -339,6 +387,32 @@ def targets(as_json: bool) -> None:
     for each in known:
         software = f"{each.runtime} {each.runtime_version or ''}".strip()
         click.echo(f"{each.name:<30} {each.device:<28} {software:<20} Python {each.python}")
+
+
+@main.command()
+@source_argument
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.option("--top", default=5, show_default=True, type=click.IntRange(min=1), help="Classes.")
+@click.option("--pair", is_flag=True, help="Every two sentences are one input.")
+@json_option
+def infer(path: Path, inputs: tuple[str, ...], top: int, pair: bool, as_json: bool) -> None:
+    """Ask any network: image files, sentences, or one .npz in, classes out.
+
+    ARTIFACT is a Teacher, a Student, an OnnxModel or an Engine.
+    """
+    model = artifact.load(path, kinds.TEACHER, kinds.STUDENT, kinds.ONNX_MODEL, kinds.ENGINE)
+    from edgekd.infer import infer
+
+    answers = infer(model, inputs, top, pair)
+    if as_json:
+        click.echo(json.dumps(answers))
+        return
+    for answer in answers:
+        click.echo(answer["input"])
+        for found in answer.get("classes", ()):
+            click.echo(f"  {found['probability']:7.2%}  {found['label']}")
+        for name, found in answer.get("outputs", {}).items():
+            click.echo(f"  {name} {found['shape']}: {found['min']:.4g} to {found['max']:.4g}")
 
 
 def _student_arm(no_sparsity: bool) -> Literal["dense", "sparse"]:

@@ -1,52 +1,44 @@
 """Data as every stage sees it: batches of named arrays, and a description of the inputs.
 
-A recipe names a callable that returns `Data`. A split is anything with a length that can take rows
-by index; order is decided by the training loop from its seed alone, so a split holds no state and a
-resumed run sees the same batches. `IO` travels with every graph as ``io.json``: wrong preprocessing
-on a device is otherwise invisible.
+A recipe names a callable that returns `Data`, or files that `edgekd.sources` reads. A split is
+anything with a length that can take rows by index; order is decided by the training loop from its
+seed alone, so a split holds no state and a resumed run sees the same batches. `IO` travels with
+every graph as ``io.json`` (see `edgekd.io_json`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from edgekd.errors import ConfigError, EdgekdError
+from edgekd.io_json import IO, Image, Nothing, Tensor, Text
+
+__all__ = [  # what a user's data code needs, the parts of `io_json` included
+    "IO",
+    "ArraySplit",
+    "Arrays",
+    "Data",
+    "Image",
+    "Nothing",
+    "Split",
+    "Tensor",
+    "Text",
+    "content_hash",
+    "inputs_of",
+    "load",
+    "python_module",
+    "python_object",
+    "recorded",
+]
 
 Arrays = dict[str, NDArray[Any]]
-
-
-class Tensor(BaseModel):
-    """One named input or output of a network.
-
-    `shape` mixes sizes and symbols (``"batch"``); `range` is the closed interval of legal values.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: str
-    dtype: str
-    shape: list[int | str]
-    range: tuple[float, float] | None = None
-
-
-class IO(BaseModel):
-    """``io.json``: inputs, outputs and how raw data becomes the inputs.
-
-    `preprocess` is what a person needs to feed the network: layout, resize, scale, mean and std.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    inputs: list[Tensor]
-    outputs: list[Tensor]
-    labels: list[str]
-    preprocess: dict[str, Any]
 
 
 class Split(Protocol):
@@ -55,16 +47,20 @@ class Split(Protocol):
     def __len__(self) -> int:
         """Number of examples."""
 
-    def take(self, rows: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.int64]]:
-        """Inputs {name: dtype[len(rows), ...]} and labels int64[len(rows)]."""
+    def take(self, rows: NDArray[np.int64]) -> tuple[Arrays, NDArray[Any]]:
+        """Inputs {name: dtype[len(rows), ...]} and labels dtype[len(rows), ...].
+
+        The labels of a classifier are int64[len(rows)]; those of another task are whatever its own
+        loss and metric read.
+        """
 
 
 @dataclass(frozen=True)
 class ArraySplit:
-    """A split that lives in memory: inputs {name: dtype[n, ...]}, labels int64[n]."""
+    """A split that lives in memory: inputs {name: dtype[n, ...]}, labels dtype[n, ...]."""
 
     inputs: Mapping[str, NDArray[Any]]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
 
     def __post_init__(self) -> None:
         """Refuse inputs and labels of different length."""
@@ -78,18 +74,29 @@ class ArraySplit:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.int64]]:
+    def take(self, rows: NDArray[np.int64]) -> tuple[Arrays, NDArray[Any]]:
         """Rows of every input, and their labels."""
         return {name: array[rows] for name, array in self.inputs.items()}, self.labels[rows]
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a data callable returns: two splits, and the facts of the inputs."""
+    """What a data callable returns: two splits, and the facts of the inputs.
+
+    Attributes:
+        train: Examples to learn from, and to calibrate on.
+        evaluation: Examples to judge by.
+        io: Inputs, outputs, labels and preprocessing.
+        files: What travels beside ``io.json``: name -> content, for text its ``tokenizer.json``.
+        content: Hash of everything that decides the examples, where it is cheaper than reading
+            every one of them; see `content_hash`.
+    """
 
     train: Split
     evaluation: Split
     io: IO
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    content: Callable[[], str] | None = None
 
 
 def load(source: str) -> Data:
@@ -154,8 +161,19 @@ def _told(error: Exception) -> str:
 
 
 def content_hash(data: Data) -> str:
-    """SHA-256 (hex) of every example and of io: what was learned from, whatever file it was in."""
+    """SHA-256 (hex) of what was learned from: equal hashes mean equal examples and equal io.
+
+    Without `Data.content` every example is read and hashed, whatever file it came from. With it,
+    the source hashes the bytes of its files and everything that turns them into examples (which
+    rows, columns and preprocessing): the same promise, without decoding them. The other way round
+    is weaker there: the same pixels in another file format hash to something else.
+    """
     digest = hashlib.sha256(data.io.model_dump_json().encode())
+    for name in sorted(data.files):
+        digest.update(hashlib.sha256(data.files[name]).digest())
+    if data.content is not None:
+        digest.update(data.content().encode())
+        return digest.hexdigest()
     for split in (data.train, data.evaluation):
         rows = np.arange(len(split), dtype=np.int64)
         for start in range(0, len(rows), 1024):
@@ -163,6 +181,7 @@ def content_hash(data: Data) -> str:
             for name in sorted(inputs):
                 digest.update(f"{name} {inputs[name].dtype} {inputs[name].shape}".encode())
                 digest.update(np.ascontiguousarray(inputs[name]).tobytes())
+            digest.update(f"{labels.dtype} {labels.shape}".encode())
             digest.update(np.ascontiguousarray(labels).tobytes())
     return digest.hexdigest()
 
@@ -180,20 +199,41 @@ def _check_split(where: str, split: Split, io: IO) -> None:
     for start in range(0, len(rows), 4096):
         taken = rows[start : start + 4096]
         inputs, labels = split.take(taken)
-        if labels.dtype.kind not in "iu" or labels.shape != taken.shape:
+        if io.labels:
+            check_labels(where, labels, io, start, len(taken))
+        elif len(labels) != len(taken):
             raise ConfigError(
-                f"{where}: labels of {len(taken)} examples are {labels.dtype}{list(labels.shape)}, "
-                f"expected int64[{len(taken)}]"
-            )
-        wrong = (labels < 0) | (labels >= len(io.labels))
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            raise ConfigError(
-                f"{where}: example {start + row} has label {int(labels[row])}, expected 0 to "
-                f"{len(io.labels) - 1} ({len(io.labels)} classes)"
+                f"{where}: {len(labels)} labels for {len(taken)} examples: give one for each"
             )
         for tensor in io.inputs:
             _check_input(where, tensor, inputs, len(taken))
+
+
+def check_labels(where: str, labels: NDArray[Any], io: IO, start: int, count: int) -> None:
+    """A classifier's labels are one class number for each example.
+
+    Args:
+        where: To begin messages with.
+        labels: Of the examples from `start` on.
+        io: Names of the classes.
+        start: Number of the first example.
+        count: How many examples there are.
+
+    Raises:
+        ConfigError: They are of another type or number, or name no class.
+    """
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        raise ConfigError(
+            f"{where}: labels of {count} examples are {labels.dtype}{list(labels.shape)}, "
+            f"expected int64[{count}]"
+        )
+    wrong = (labels < 0) | (labels >= len(io.labels))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise ConfigError(
+            f"{where}: example {start + row} has label {int(labels[row])}, expected 0 to "
+            f"{len(io.labels) - 1} ({len(io.labels)} classes)"
+        )
 
 
 def _check_input(where: str, tensor: Tensor, inputs: Arrays, examples: int) -> None:

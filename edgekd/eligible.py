@@ -3,7 +3,12 @@
 Every Linear and Conv2d is planned for both unless a rule below names it; a reader of the report
 sees the rule's sentence beside the layer. The rules are facts of the hardware and the libraries
 (2:4 needs groups of four along k; NVIDIA's sparse kernels and Model Optimizer's masks want n % 8 ==
-0 and k % 16 == 0 per group) or the field's standard practice (the output layer stays in float).
+0 and k % 16 == 0 per group) or the field's standard practice (the output layer stays in float;
+convolutional networks run in fp16 with 2:4 until INT8 is measured to be faster, see
+``quantization.convolutions``).
+
+Layers that share one weight are decided together: one mask and one set of integers serve them all,
+so what one of them cannot be, none is.
 """
 
 from __future__ import annotations
@@ -29,8 +34,11 @@ class Facts:
         k_group: Run of k that groups of four lie in: k of a Linear, channels per group of a Conv2d
             (TensorRT's 2:4 for convolutions is along the input channels of each kernel position).
         groups: Groups of a Conv2d, 1 for a Linear.
-        macs: Multiply-accumulates for one example, counted on a real input.
+        macs: Multiply-accumulates for one example over all its runs, counted on a real input.
         is_output: Whether its result is an output of the network.
+        runs: How often it runs in a forward pass.
+        tied_to: The layer whose weight it uses, the first of them to run; empty where that is it.
+        shared: What else reads its weight and is no Linear or Conv2d; empty where nothing does.
     """
 
     layer: str
@@ -41,11 +49,18 @@ class Facts:
     groups: int
     macs: int
     is_output: bool
+    runs: int = 1
+    tied_to: str = ""
+    shared: str = ""
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One row of ``layers.json``: a layer, and whether 2:4 and INT8 are planned or why not."""
+    """One row of ``layers.json``: a layer, and whether 2:4 and INT8 are planned or why not.
+
+    `node` names the ONNX node, or nodes joined by " + " where the layer runs several times. A row
+    that is `tied_to` another counts in operations, and not again in weights.
+    """
 
     layer: str
     type: str
@@ -57,6 +72,8 @@ class LayerPlan:
     sparse: bool
     sparse_reason: str
     node: str = ""
+    runs: int = 1
+    tied_to: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, as stored in ``layers.json``."""
@@ -83,9 +100,9 @@ def plan(
             _check_patterns(f"{where}.include", section.include, names)
             _check_patterns(f"{where}.exclude", section.exclude, names)
     rows = []
-    for facts in layers:
-        int8 = _int8_reason(facts, quantization)
-        sparse = _sparse_reason(facts, sparsity)
+    int8_reasons = _together(layers, [_int8_reason(facts, quantization) for facts in layers])
+    sparse_reasons = _together(layers, [_sparse_reason(facts, sparsity) for facts in layers])
+    for facts, int8, sparse in zip(layers, int8_reasons, sparse_reasons, strict=True):
         if sparsity is not None and facts.layer in sparsity.include and sparse:
             raise ContractError(
                 f"sparsity.include names {facts.layer} (n={facts.n}, k={facts.k}), which cannot be "
@@ -102,6 +119,8 @@ def plan(
                 int8_reason=int8,
                 sparse=not sparse,
                 sparse_reason=sparse,
+                runs=facts.runs,
+                tied_to=facts.tied_to,
             )
         )
     return rows
@@ -116,6 +135,19 @@ def share_of_macs(rows: Sequence[LayerPlan], what: str) -> float:
     return sum(row.macs for row in rows if getattr(row, what)) / total if total else 0.0
 
 
+def _together(layers: Sequence[Facts], reasons: Sequence[str]) -> list[str]:
+    """Reasons of layers that share one weight: where one of them has one, all have it."""
+    first: dict[str, str] = {}
+    for facts, reason in zip(layers, reasons, strict=True):
+        if reason:
+            owner = facts.tied_to or facts.layer
+            first.setdefault(owner, f"shares its weight with {facts.layer}: {reason}")
+    return [
+        reason or first.get(facts.tied_to or facts.layer, "")
+        for facts, reason in zip(layers, reasons, strict=True)
+    ]
+
+
 def _int8_reason(facts: Facts, section: Quantization | None) -> str:
     """Why a layer stays in float; empty when it is planned for INT8."""
     if section is None:
@@ -126,6 +158,10 @@ def _int8_reason(facts: Facts, section: Quantization | None) -> str:
         return "depthwise convolution: INT8 kernels pad each channel to four"
     if facts.k_group < 16:
         return f"k per group is {facts.k_group}, INT8 tensor-core kernels want at least 16"
+    if facts.shared:
+        return f"its weight is also read by {facts.shared}: stays in float"
+    if facts.type == "Conv2d" and not section.convolutions:
+        return "convolution: stays in float16, INT8 is opt-in (quantization.convolutions = true)"
     return _excluded(facts.layer, section.include, section.exclude, "quantization")
 
 
@@ -141,6 +177,8 @@ def _sparse_reason(facts: Facts, section: Sparsity | None) -> str:
         return f"n is {facts.n}, sparse kernels want a multiple of 8"
     if facts.is_output:
         return "output layer: stays dense"
+    if facts.shared:
+        return f"its weight is also read by {facts.shared}: stays dense"
     return _excluded(facts.layer, section.include, section.exclude, "sparsity")
 
 

@@ -1,5 +1,9 @@
 """Accuracy of teacher, student and a model run live, each with its interval, from Samples alone.
 
+Accuracy is the mean of one score a sample: right or wrong by top-1, or what the recipe's own metric
+gives. Where nothing can be scored (see `edgekd.metric`) fidelity to the teacher is still measured,
+and the accuracy reads "not measured" with its reason.
+
 How sure a number is depends on how many samples it was counted on, so none is given without its
 95% interval:
 
@@ -9,12 +13,15 @@ How sure a number is depends on how many samples it was counted on, so none is g
 * the difference to the teacher is paired, the same samples twice: Tango's score interval (Tango
   1998, Statistics in Medicine 17, section 2). It is computed, not resampled, and it does not
   shrink to a point where the two never differ, as a bootstrap does.
-* the mean KL(teacher || model), in nats, is a mean of skewed values: percentile bootstrap over
-  samples (Efron and Tibshirani 1993, chapter 13) with a fixed seed.
+* scores between 0 and 1, their paired difference, and the mean KL(teacher || model) in nats are
+  means of skewed values: percentile bootstrap over samples (Efron and Tibshirani 1993, chapter 13)
+  with a fixed seed.
 
 Agreement and KL say more than accuracy on a task that is nearly solved: they see every changed
-answer, not only those that cross a label. Whether the live outputs are the recorded ones is told
-apart from accuracy, since an engine can be as accurate and still not be the exported network.
+answer, not only those that cross a label. Of outputs that are no distribution over classes, such as
+a detector's boxes, the distance to the teacher's is given as a share of their size. Whether the
+live outputs are the recorded ones is told apart from accuracy, since an engine can be as accurate
+and still not be the exported network.
 """
 
 from __future__ import annotations
@@ -28,15 +35,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd import artifact, kinds, runner
+from edgekd import artifact, kinds, metric, runner
 from edgekd.artifact import Artifact, Question, Work
-from edgekd.data import IO, Arrays, inputs_of, recorded
+from edgekd.data import IO, Arrays, inputs_of, python_module, recorded
 from edgekd.errors import ArtifactError, MeasurementError
 from edgekd.origin import source_hash, versions
 
 Z = 1.959963984540054  # 97.5% quantile of the standard normal
 RESAMPLES = 2000
 SEED = 0
+SOURCES = ("edgekd.evaluate", "edgekd.metric", "edgekd.runner", "edgekd.engine")
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -66,7 +74,7 @@ def evaluate(model: Artifact, out: Path, samples: Artifact | None = None) -> Art
             kinds.ACCURACY_REPORT,
             config={"resamples": RESAMPLES, "seed": SEED, "where": runner.fingerprint(model)},
             parents={"model": model, "samples": samples},
-            sources={"evaluate": source_hash("edgekd.evaluate", "edgekd.runner", "edgekd.engine")},
+            sources={"evaluate": source_hash(*SOURCES), **_users_metric(samples)},
             tools=versions("numpy"),
         )
 
@@ -95,42 +103,49 @@ def measure(
     """Everything `evaluate` reports, from arrays.
 
     Args:
-        samples: ``labels`` int64[n], ``teacher.<output>`` and perhaps ``student.<output>``
-            float32[n, classes].
+        samples: ``labels`` (int64[n] of a classifier), ``teacher.<output>`` and perhaps
+            ``student.<output>`` float32[n, ...].
         live: The model's outputs, {name: array[n, ...]}.
         expected: What ONNX Runtime was recorded to answer; None where other samples were recorded.
         io: Names the outputs, the first being the logits, and the classes.
         where: What the samples come from, to begin messages with.
 
     Returns:
-        ``count``, ``rows`` (one for teacher, student and model) and ``recorded``.
+        ``count``, ``metric``, ``not_measured`` (the reason where nothing could be scored, and every
+        field of accuracy is then None), ``rows`` (one for teacher, student and model; ``top1`` is
+        the mean score, whichever metric gave it) and ``recorded``.
 
     Raises:
         ArtifactError: Outputs do not fit the samples.
         MeasurementError: Outputs hold NaN or infinity.
     """
     labels = samples["labels"]
-    name = io.outputs[0].name
-    logits = {
-        who: _logits(outputs, name, len(labels), len(io.labels), f"{where}, {who}")
+    answers = {
+        who: _checked(outputs, io, len(labels), f"{where}, {who}")
         for who in ("teacher", "student", "model")
         if (outputs := live if who == "model" else recorded(samples, who))
     }
-    if "teacher" not in logits:
+    if "teacher" not in answers:
         raise ArtifactError(f"{where}: holds no outputs of the teacher; export it again")
+    scores = {who: metric.scores(outputs, labels, io) for who, outputs in answers.items()}
     rows = []
-    for who, values in logits.items():
+    for who, outputs in answers.items():
         source = "run live" if who == "model" else "recorded"
-        row: dict[str, Any] = {"who": who, "source": source, **_top1(values, labels)}
+        row: dict[str, Any] = {"who": who, "source": source, **_accuracy(scores[who])}
         if who != "teacher":
-            row |= _fidelity(values, logits["teacher"], labels)
+            row |= _difference(scores[who], scores["teacher"])
+            row |= _fidelity(outputs, answers["teacher"], io)
         rows.append(row)
     return {
         "count": len(labels),
         "classes": len(io.labels),
+        "metric": metric.name(io),
+        "not_measured": metric.not_measured(io),
         "rows": rows,
-        "recorded": _compare(live, expected, name),
-        "intervals": "95%: Wilson (top-1, agreement), Tango (difference), bootstrap (KL)",
+        "recorded": _compare(live, expected, io),
+        "intervals": "95%: Wilson (top-1, agreement), Tango (difference), bootstrap (KL)"
+        if io.metric is None
+        else "95%: Wilson (agreement), bootstrap (scores, difference, KL)",
     }
 
 
@@ -181,11 +196,17 @@ def mean_kl(teacher: Floats, model: Floats) -> tuple[float, Interval]:
     """
     log_p, log_q = _log_softmax(teacher), _log_softmax(model)
     each = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    low, high = _bootstrap(each)
+    # A term of the sum may fall below 0 by rounding; KL itself cannot.
+    return max(0.0, float(each.mean())), (max(0.0, low), max(0.0, high))
+
+
+def _bootstrap(each: Floats) -> Interval:
+    """95% percentile interval of a mean over samples."""
     random = np.random.default_rng(SEED)
     means = [each[random.integers(0, len(each), len(each))].mean() for _ in range(RESAMPLES)]
     low, high = np.quantile(means, [0.025, 0.975])
-    # A term of the sum may fall below 0 by rounding; KL itself cannot.
-    return max(0.0, float(each.mean())), (max(0.0, float(low)), max(0.0, float(high)))
+    return float(low), float(high)
 
 
 def _root(score: Callable[[float], float], low: float, high: float, level: float) -> float:
@@ -196,53 +217,95 @@ def _root(score: Callable[[float], float], low: float, high: float, level: float
     return (low + high) / 2
 
 
-def _top1(logits: Floats, labels: NDArray[np.int64]) -> dict[str, Any]:
-    correct = int((logits.argmax(axis=1) == labels).sum())
-    return {
-        "correct": correct,
-        "top1": correct / len(labels),
-        "top1_interval": wilson(correct, len(labels)),
-    }
+def _binary(*scores: Floats) -> bool:
+    return all(bool(np.isin(each, (0.0, 1.0)).all()) for each in scores)
 
 
-def _fidelity(logits: Floats, teacher: Floats, labels: NDArray[np.int64]) -> dict[str, Any]:
-    answer, wanted = logits.argmax(axis=1), teacher.argmax(axis=1)
-    gained = int(((answer == labels) & (wanted != labels)).sum())
-    lost = int(((answer != labels) & (wanted == labels)).sum())
-    agree, count = int((answer == wanted).sum()), len(labels)
-    kl, kl_interval = mean_kl(teacher, logits)
+def _accuracy(scores: Floats | None) -> dict[str, Any]:
+    """The mean score with its interval; nothing where nothing could be scored."""
+    if scores is None:
+        return {"correct": None, "top1": None, "top1_interval": None}
+    if _binary(scores):
+        correct = int(scores.sum())
+        interval = wilson(correct, len(scores))
+        return {"correct": correct, "top1": correct / len(scores), "top1_interval": interval}
+    low, high = _bootstrap(scores)
+    return {"correct": None, "top1": float(scores.mean()), "top1_interval": (low, high)}
+
+
+def _difference(scores: Floats | None, teacher: Floats | None) -> dict[str, Any]:
+    """Mean score minus the teacher's, paired."""
+    found: dict[str, Any] = dict.fromkeys(("gained", "lost", "difference", "difference_interval"))
+    if scores is None or teacher is None:
+        return found
+    if not _binary(scores, teacher):
+        difference = scores - teacher
+        interval = _bootstrap(difference)
+        return found | {"difference": float(difference.mean()), "difference_interval": interval}
+    gained, lost = int((scores > teacher).sum()), int((scores < teacher).sum())
     return {
         "gained": gained,
         "lost": lost,
-        "difference": (gained - lost) / count,
-        "difference_interval": tango(gained, lost, count),
-        "agreement": agree / count,
-        "agreement_interval": wilson(agree, count),
-        "kl_nats": kl,
-        "kl_nats_interval": kl_interval,
+        "difference": (gained - lost) / len(scores),
+        "difference_interval": tango(gained, lost, len(scores)),
     }
 
 
-def _compare(live: Arrays, expected: Arrays | None, name: str) -> dict[str, Any]:
+def _fidelity(outputs: Arrays, teacher: Arrays, io: IO) -> dict[str, Any]:
+    """Agreement and KL of a classifier's answers; of every output the distance to the teacher's."""
+    names = ("agreement", "agreement_interval", "kl_nats", "kl_nats_interval")
+    found: dict[str, Any] = dict.fromkeys(names)
+    first = io.outputs[0].name
+    if _classifies(io, outputs[first]):
+        answer, wanted = (each[first].argmax(axis=1) for each in (outputs, teacher))
+        agree, count = int((answer == wanted).sum()), len(answer)
+        kl, interval = mean_kl(teacher[first], outputs[first])
+        found = {
+            "agreement": agree / count,
+            "agreement_interval": wilson(agree, count),
+            "kl_nats": kl,
+            "kl_nats_interval": interval,
+        }
+    distances = {
+        name: float(np.linalg.norm(array - teacher[name]) / (np.linalg.norm(teacher[name]) or 1.0))
+        for name, array in outputs.items()
+    }
+    return {**found, "relative": distances}
+
+
+def _classifies(io: IO, answers: NDArray[Any]) -> bool:
+    """Whether the first output is one distribution over classes a sample."""
+    return next(iter(io.roles().values())) == "logits" and answers.ndim == 2
+
+
+def _compare(live: Arrays, expected: Arrays | None, io: IO) -> dict[str, Any]:
     """Whether the live outputs are those ONNX Runtime was recorded to give."""
     if expected is None:
         return {
             "compared": False,
             "reason": "other Samples than the model was exported with",
         }
-    found, wanted = live[name].astype(np.float64), expected[name].astype(np.float64)
-    if found.shape != wanted.shape:
-        raise ArtifactError(
-            f"outputs.npz: {name!r} is {list(wanted.shape)}, the live output {list(found.shape)}: "
-            "export the model again"
-        )
-    differ = (found.argmax(axis=1) != wanted.argmax(axis=1)).mean()
+    gaps, sizes, equal = [0.0], [0.0], True
+    for name in (tensor.name for tensor in io.outputs):
+        found, wanted = live[name].astype(np.float64), expected[name].astype(np.float64)
+        if found.shape != wanted.shape:
+            raise ArtifactError(
+                f"outputs.npz: {name!r} is {list(wanted.shape)}, the live output "
+                f"{list(found.shape)}: export the model again"
+            )
+        equal = equal and bool((found == wanted).all())
+        gaps.append(float(np.abs(found - wanted).max()))
+        sizes.append(float(np.abs(wanted).max()))
+    first = io.outputs[0].name
+    differ = None
+    if _classifies(io, live[first]):
+        differ = float((live[first].argmax(axis=1) != expected[first].argmax(axis=1)).mean())
     return {
         "compared": True,
-        "equal": bool((found == wanted).all()),
-        "largest_difference": float(np.abs(found - wanted).max()),
-        "largest_recorded": float(np.abs(wanted).max()),
-        "argmax_differ": float(differ),
+        "equal": equal,
+        "largest_difference": max(gaps),
+        "largest_recorded": max(sizes),
+        "argmax_differ": differ,
     }
 
 
@@ -250,6 +313,8 @@ def _check_labels(samples: Arrays, io: IO, source: Artifact) -> None:
     labels = samples["labels"]
     if len(labels) == 0:
         raise ArtifactError(f"{source.path}: holds 0 samples, expected at least 1: export it again")
+    if not io.labels:
+        return
     wrong = (labels < 0) | (labels >= len(io.labels))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
@@ -259,24 +324,45 @@ def _check_labels(samples: Arrays, io: IO, source: Artifact) -> None:
         )
 
 
-def _logits(outputs: Arrays, name: str, count: int, classes: int, where: str) -> Floats:
-    if name not in outputs:
-        raise ArtifactError(
-            f"{where}: has no output {name!r}, it has {', '.join(sorted(outputs))}: export it again"
-        )
-    values = outputs[name].astype(np.float64)
-    if values.shape != (count, classes):
-        raise ArtifactError(
-            f"{where}: output {name!r} has shape {list(values.shape)}, expected "
-            f"[{count}, {classes}] (samples, classes): evaluate a classifier on its own Samples"
-        )
-    bad = ~np.isfinite(values).all(axis=1)
-    if bad.any():
-        raise MeasurementError(
-            f"{where}: {int(bad.sum())} of {count} answers hold NaN or infinity, first sample "
-            f"{int(np.flatnonzero(bad)[0])}: an fp16 overflow is the usual cause"
-        )
-    return values
+def _checked(outputs: Arrays, io: IO, count: int, where: str) -> Arrays:
+    """Every output that io names, float64, one finite row a sample."""
+    found = {}
+    for index, tensor in enumerate(io.outputs):
+        name = tensor.name
+        if name not in outputs:
+            raise ArtifactError(
+                f"{where}: has no output {name!r}, it has {', '.join(sorted(outputs))}: export it "
+                "again"
+            )
+        values = outputs[name].astype(np.float64)
+        if index == 0 and io.labels and values.shape != (count, len(io.labels)):
+            raise ArtifactError(
+                f"{where}: output {name!r} has shape {list(values.shape)}, expected "
+                f"[{count}, {len(io.labels)}] (samples, classes): evaluate a classifier on its own "
+                "Samples"
+            )
+        if values.ndim == 0 or len(values) != count:
+            raise ArtifactError(
+                f"{where}: output {name!r} has shape {list(values.shape)}, expected {count} rows, "
+                "one a sample: evaluate on its own Samples"
+            )
+        bad = ~np.isfinite(values).reshape(count, -1).all(axis=1)
+        if bad.any():
+            raise MeasurementError(
+                f"{where}: {int(bad.sum())} of {count} answers hold NaN or infinity, first sample "
+                f"{int(np.flatnonzero(bad)[0])}: an fp16 overflow is the usual cause"
+            )
+        found[name] = values
+    return found
+
+
+def _users_metric(samples: Artifact) -> dict[str, str]:
+    """Hash of the module that scores, where it is there to be hashed."""
+    io = IO.model_validate(samples.read_json("io.json"))
+    module = python_module(io.metric or "")
+    if module is None or metric.not_measured(io) is not None:
+        return {}
+    return {module: source_hash(module.partition(".")[0])}
 
 
 def _log_softmax(logits: Floats) -> Floats:

@@ -242,13 +242,15 @@ def _accuracy_to_baseline(evidence: _Evidence, other: Baseline, limit_points: fl
         return check_accuracy(name, row, count, limit_points)
     # From the least to the most that the intervals of both allow: nothing pairs the answers.
     ours, theirs = (each.results["rows"][-1] for each in (evidence.accuracy, other.accuracy))
-    (low, high), (least, most) = ours["top1_interval"], theirs["top1_interval"]
-    row = {
-        "difference": ours["top1"] - theirs["top1"],
-        "difference_interval": (low - most, high - least),
-    }
+    span: dict[str, Any] = {"difference": None}
+    if ours["top1"] is not None and theirs["top1"] is not None:
+        (low, high), (least, most) = ours["top1_interval"], theirs["top1_interval"]
+        span = {
+            "difference": ours["top1"] - theirs["top1"],
+            "difference_interval": (low - most, high - least),
+        }
     unsure = "the baseline's engine is not there to pair the answers; restore it"
-    return check_accuracy(name, row, count, limit_points, unsure)
+    return check_accuracy(name, span, count, limit_points, unsure)
 
 
 def size(engine: Artifact) -> tuple[str, int]:

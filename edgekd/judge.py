@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgekd.bench import device_state
+from edgekd.errors import MeasurementError
 
 Outcome = Literal["pass", "regress", "inconclusive"]
 
@@ -87,7 +88,15 @@ def check_accuracy(
         count: Samples.
         limit_points: Most percentage points that may be lost.
         unsure: What is said where the interval holds the limit; default: more samples help.
+
+    Raises:
+        MeasurementError: Nothing was scored.
     """
+    if row["difference"] is None:
+        raise MeasurementError(
+            f"{name}: there is no accuracy to judge, nothing was scored on {count} samples (see "
+            "the AccuracyReport's reason): gate latency and size alone"
+        )
     low, high = (0.0 - 100 * share for share in reversed(row["difference_interval"]))
     found = 0.0 - 100 * row["difference"]
     what = f"top-1 lost to the {name.removeprefix('accuracy_to_')}, on {count} samples"

@@ -1,72 +1,85 @@
-"""Networks: how one is built, what it returns, which layers and blocks it has.
+"""Networks: how one is described, built and run.
 
-A network comes from ``hf:<directory or config.json>`` (transformers, never with remote code) or
-from ``python:<module>:<callable>``. Weights are safetensors; a ``.pt`` is read with
-``weights_only=True``, so no pickle of anybody's runs. Distillation and export both start here and
-share nothing else.
+A network comes from ``hf:<directory or config.json>`` (transformers, never with remote code), from
+``timm:<name>?<argument>=<value>&...`` or from ``python:<module>:<callable>``. However it is
+written, what is built has one canonical form (`edgekd.unpack`). Its description is plain values,
+its weights are files of their own (`edgekd.weights`). Distillation and export both start here.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import difflib
+import importlib.util
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from edgekd import unpack
 from edgekd.artifact import file_hash
 from edgekd.data import IO, Arrays, python_object
-from edgekd.errors import ConfigError, ContractError, EdgekdError
+from edgekd.errors import ConfigError, ContractError, EdgekdError, ToolchainError
 
 Tensors = dict[str, Tensor]
 BATCH = 64
+
+
+def _define_vision_operators() -> torch.library.Library | None:
+    """Let a torchvision that was built for CUDA be imported beside a torch that was not.
+
+    Its import looks up two operators that its extension would have defined, and fails without
+    them; with it timm and the image models of transformers. None of what we build calls them, so
+    their schemas are enough. With a torchvision that fits the torch nothing is done.
+    """
+    found = importlib.util.find_spec("torchvision")
+    if torch.version.cuda is not None or found is None or found.origin is None:
+        return None
+    version = Path(found.origin).with_name("version.py")
+    if not version.is_file() or not re.search(r"\+cu\d", version.read_text(encoding="utf-8")):
+        return None
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            schema = "Tensor dets, Tensor scores, float iou_threshold"
+            library.define(f"{name}({schema}) -> Tensor")  # type: ignore[no-untyped-call]
+    return library
+
+
+_VISION_OPERATORS = _define_vision_operators()  # what it defined lasts as long as it
 
 
 def describe(spec: str, base: Path) -> dict[str, Any]:
     """What is needed to build a network again, as plain values (``model.json``).
 
     Args:
-        spec: ``hf:<directory or config.json>`` or ``python:<module>:<callable>``.
+        spec: ``hf:<directory or config.json>``, ``timm:<name>?<argument>=<value>&...`` or
+            ``python:<module>:<callable>``.
         base: Directory that a relative path starts from.
 
     Raises:
-        ConfigError: Unknown form, or the file is missing or not a transformers configuration.
+        ConfigError: Unknown form, the file is missing or not a transformers configuration, or timm
+            has no such model.
+        ToolchainError: timm is not installed.
     """
     scheme, _, rest = spec.partition(":")
     if scheme == "python":
         python_object(spec, "model")
         return {"spec": spec, "config": None}
+    if scheme == "timm":
+        return {"spec": spec, "config": _timm_config(spec)}
     if scheme != "hf":
         raise ConfigError(
-            f"model: found {spec!r}, expected hf:<directory or config.json> or "
+            f"model: found {spec!r}, expected hf:<directory or config.json>, timm:<name> or "
             "python:<module>:<callable>"
         )
-    path = base / rest
-    file = path / "config.json" if path.is_dir() else path
-    if not file.is_file():
-        raise ConfigError(f"model {spec!r}: no such file: {file}")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"model {spec!r}: {file} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ConfigError(
-            f"model {spec!r}: {file} holds a JSON {type(config).__name__}, expected an object with "
-            "'model_type' and 'architectures'"
-        )
-    for key, kind in (("model_type", str), ("architectures", list)):
-        if not config.get(key) or not isinstance(config[key], kind):
-            raise ConfigError(
-                f"model {spec!r}: {file} has {key!r} = {config.get(key)!r}, expected a "
-                f"{kind.__name__} that names the class it is"
-            )
-    return {"spec": spec, "config": config}
+    return {"spec": spec, "config": _hf_config(spec, base / rest)}
 
 
 def weights_beside(spec: str, base: Path) -> Path | None:
@@ -89,43 +102,27 @@ def source_files(spec: str, base: Path) -> dict[str, str]:
 def build(description: Mapping[str, Any]) -> nn.Module:
     """Build the network with fresh random weights (torch's global generator), in float32.
 
+    Args:
+        description: What `describe` returned; with ``folded``, pairs of a layer and the norm that
+            was folded into it, the structure without those norms.
+
     Raises:
-        ConfigError: transformers has no such architecture or refuses the configuration,
-            or the callable failed or returned no module.
+        ConfigError: The library has no such architecture or refuses the configuration, or the
+            callable failed or returned no module.
+        UnsupportedError: See `unpack.canonical`.
     """
     # torch's fused encoder runs in eval mode only and steps over the Linears inside it: what is
     # planned, calibrated and traced would then be another computation than what trains.
     torch.backends.mha.set_fastpath_enabled(False)
-    if description["config"] is None:
-        make = python_object(description["spec"], "model")
-        with _refusals(description["spec"], "cannot be built"):
-            model = make()
-        if not isinstance(model, nn.Module):
-            raise ConfigError(
-                f"model {description['spec']!r} returned {type(model).__name__}, expected a "
-                "torch.nn.Module"
-            )
-        if next(model.parameters(), None) is None:
-            raise ConfigError(
-                f"model {description['spec']!r} has no parameters: nothing to compress"
-            )
-        return model.float()
-    import transformers
-
-    config = dict(description["config"])
-    name = config["architectures"][0]
-    architecture = getattr(transformers, name, None)
-    if architecture is None or not hasattr(architecture, "_from_config"):
-        raise ConfigError(
-            f"model {description['spec']!r}: transformers {transformers.__version__} has no "
-            f"architecture {name!r}; correct 'architectures' in its config.json"
-        )
-    with _refusals(description["spec"], "cannot be built"):
-        parsed = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
-        # Eager attention: on a CPU it trains faster than the fused kernel, and the graph keeps the
-        # plain MatMul-Softmax-MatMul that TensorRT fuses itself.
-        model = architecture._from_config(parsed, attn_implementation="eager")
-    return model.float()  # type: ignore[no-any-return]
+    make: dict[str, Callable[[str, Any], nn.Module]] = {
+        "hf": _from_transformers,
+        "timm": _from_timm,
+        "python": _from_python,
+    }
+    scheme = description["spec"].partition(":")[0]
+    model = unpack.canonical(make[scheme](description["spec"], description["config"]).float())
+    unpack.without_batchnorm(model, description.get("folded", ()))
+    return model
 
 
 def probe(model: nn.Module, inputs: Tensors, io: IO, spec: str) -> None:
@@ -162,65 +159,6 @@ def probe(model: nn.Module, inputs: Tensors, io: IO, spec: str) -> None:
                 f"{len(next(iter(inputs.values())))} examples, the data's io says {tensor.shape}: "
                 "correct the network's size or the io"
             )
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a checkpoint into a network; every parameter must be there and fit.
-
-    Args:
-        model: Changed in place.
-        path: ``.safetensors``, or ``.pt`` / ``.bin`` / ``.pth`` holding a mapping of tensors.
-
-    Raises:
-        ConfigError: Missing file, unknown format, names or shapes that do not fit, NaN weights.
-    """
-    if not path.is_file():
-        raise ConfigError(f"checkpoint {path}: no such file")
-    if path.suffix == ".safetensors":
-        try:
-            state = load_file(path)
-        except SafetensorError as error:
-            raise ConfigError(f"checkpoint {path}: is not a safetensors file: {error}") from error
-    elif path.suffix in {".pt", ".pth", ".bin"}:
-        state = _load_pt(path)
-    else:
-        raise ConfigError(
-            f"checkpoint {path}: unknown format {path.suffix!r}, expected .safetensors, or .pt, "
-            ".pth or .bin with tensors only"
-        )
-    own = model.state_dict()
-    missing = sorted(set(own) - set(state))
-    unknown = sorted(set(state) - set(own))
-    if missing or unknown:
-        raise ConfigError(
-            f"checkpoint {path}: {len(missing)} weights of the network are missing"
-            f"{_first(missing)} and {len(unknown)} are unknown to it{_first(unknown)}"
-        )
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise ConfigError(
-                f"checkpoint {path}: {name} is {list(tensor.shape)}, expected "
-                f"{list(own[name].shape)}"
-            )
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ConfigError(f"checkpoint {path}: {name} holds NaN or infinity")
-    model.load_state_dict(state)
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a network's parameters and buffers as safetensors, shared ones once per name."""
-    save_file(state(model), path)
-
-
-def state(model: nn.Module) -> Tensors:
-    """The state dict in the form safetensors takes: contiguous, no two names sharing memory."""
-    seen: set[int] = set()
-    tensors: Tensors = {}
-    for name, tensor in model.state_dict().items():
-        shared = tensor.untyped_storage().data_ptr() in seen
-        seen.add(tensor.untyped_storage().data_ptr())
-        tensors[name] = tensor.clone().contiguous() if shared else tensor.contiguous()
-    return tensors
 
 
 def forward(model: nn.Module, inputs: Tensors, io: IO) -> Tensors:
@@ -275,22 +213,105 @@ def tensors(inputs: Arrays, model: nn.Module) -> Tensors:
     }
 
 
-def _load_pt(path: Path) -> Tensors:
+def _hf_config(spec: str, path: Path) -> dict[str, Any]:
+    """A transformers configuration, checked as far as every architecture needs it."""
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ConfigError(f"model {spec!r}: no such file: {file}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types on a file that is not tensors only
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"model {spec!r}: {file} is not JSON: {error}") from error
+    if not isinstance(config, dict):
         raise ConfigError(
-            f"checkpoint {path}: cannot be read as tensors only ({type(error).__name__}); convert "
-            "it to safetensors where you trust it"
-        ) from error
-    entries = state.items() if isinstance(state, dict) else [("the whole file", state)]
-    for name, value in entries:
-        if not isinstance(value, Tensor):
+            f"model {spec!r}: {file} holds a JSON {type(config).__name__}, expected an object with "
+            "'model_type' and 'architectures'"
+        )
+    for key, kind in (("model_type", str), ("architectures", list)):
+        if not config.get(key) or not isinstance(config[key], kind):
             raise ConfigError(
-                f"checkpoint {path}: {name} is of type {type(value).__name__}, expected tensors by "
-                "name: save the network's state_dict alone"
+                f"model {spec!r}: {file} has {key!r} = {config.get(key)!r}, expected a "
+                f"{kind.__name__} that names the class it is"
             )
-    return dict(state)
+    return config
+
+
+def _timm_config(spec: str) -> dict[str, Any]:
+    """Name and arguments of a timm model; values are Python literals, other text is a string."""
+    timm = _timm(spec)
+    name, _, query = spec.removeprefix("timm:").partition("?")
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        raise ConfigError(
+            f"model {spec!r}: timm {timm.__version__} has no model {name!r}; the nearest names "
+            f"are: {', '.join(near) or 'none, see timm.list_models()'}"
+        )
+    arguments: dict[str, Any] = {}
+    for part in query.split("&") if query else ():
+        key, equals, value = part.partition("=")
+        if not key.isidentifier() or not equals or key in {"pretrained", "checkpoint_path"}:
+            raise ConfigError(
+                f"model {spec!r}: found argument {part!r}, expected <argument>=<value> of "
+                "timm.create_model, joined by &; weights are given by a checkpoint of their own"
+            )
+        try:  # as model.json gives it back, where a tuple is a list
+            arguments[key] = json.loads(json.dumps(ast.literal_eval(value)))
+        except (ValueError, SyntaxError, TypeError):
+            arguments[key] = value
+    return {"name": name, "arguments": arguments}
+
+
+def _timm(spec: str) -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise ToolchainError(
+            f"model {spec!r}: timm cannot be imported ({str(error).splitlines()[0]}): "
+            "pip install 'edgekd[timm]'"
+        ) from error
+    return timm
+
+
+def _from_python(spec: str, _config: None) -> nn.Module:
+    make = python_object(spec, "model")
+    with _refusals(spec, "cannot be built"):
+        model = make()
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model {spec!r} returned {type(model).__name__}, expected a torch.nn.Module"
+        )
+    if next(model.parameters(), None) is None:
+        raise ConfigError(f"model {spec!r} has no parameters: nothing to compress")
+    return model
+
+
+def _from_timm(spec: str, config: Mapping[str, Any]) -> nn.Module:
+    timm = _timm(spec)
+    timm.layers.set_fused_attn(False)  # as in `_from_transformers`
+    with _refusals(spec, "cannot be built"):
+        model: nn.Module = timm.create_model(
+            config["name"], pretrained=False, **config["arguments"]
+        )
+    return model
+
+
+def _from_transformers(spec: str, config: Mapping[str, Any]) -> nn.Module:
+    import transformers
+
+    config = dict(config)
+    name = config["architectures"][0]
+    architecture = getattr(transformers, name, None)
+    if architecture is None or not hasattr(architecture, "_from_config"):
+        raise ConfigError(
+            f"model {spec!r}: transformers {transformers.__version__} has no "
+            f"architecture {name!r}; correct 'architectures' in its config.json"
+        )
+    with _refusals(spec, "cannot be built"):
+        parsed = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+        # Eager attention: on a CPU it trains faster than the fused kernel, and the graph keeps the
+        # plain MatMul-Softmax-MatMul that TensorRT fuses itself.
+        model: nn.Module = architecture._from_config(parsed, attn_implementation="eager")
+    return model
 
 
 @contextlib.contextmanager
@@ -303,7 +324,3 @@ def _refusals(spec: str, what: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"model {spec!r} {what}: {type(error).__name__}: {reason}") from error
-
-
-def _first(names: list[str]) -> str:
-    return f" (first: {names[0]})" if names else ""

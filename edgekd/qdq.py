@@ -9,15 +9,15 @@ agree. So a weight stored as [k, n], transB and an axis of any sign need no case
 Float weights must be snapped: the initializer equals q * scale in its own dtype. Then q is what
 any runtime computes, however it divides: the quotient is within 0.1 of an integer in float16 too.
 
-Left out: weights inside If or Loop bodies or behind other operators (`prove` calls them missing),
+Left out: weights inside If or Loop bodies or behind other operators (a proof calls them missing),
 and repair: this module reads and refuses, it never rewrites.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +30,9 @@ from edgekd.errors import ArtifactError, ContractError
 if TYPE_CHECKING:
     import onnx
 
-_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
-_PASS_THROUGH = ("Transpose", "Reshape", "Cast", "Identity")
+QDQ = _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
+PASS_THROUGH = ("Transpose", "Reshape", "Cast", "Identity")
+_PART = re.compile(r"(.+)@(\d+):(\d+)")  # rows of a layer that is split into several products
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class QuantizedWeight:
     """One INT8 weight [n, k] as its node sees it, k the reduction axis."""
 
     layer: str  # initializer name, a trailing ".weight" removed
-    node: str  # the consuming node, by its first output where it has no name
+    node: str  # the consuming node, by its first output where it has no name; parts by " + "
     op_type: str  # MatMul, Gemm or Conv
     integers: npt.NDArray[np.int8]  # [n, k], k contiguous; a Conv as sparse24.conv_as_matrix
     shape: tuple[int, ...]  # of the initializer in the file
@@ -51,6 +52,8 @@ class QuantizedWeight:
 
 def quantized_weights(model: onnx.ModelProto) -> list[QuantizedWeight]:
     """Read every quantized MatMul, Gemm and Conv weight.
+
+    Weights called ``<layer>@a:b`` are rows a to b of one layer, and are read as that layer.
 
     Args:
         model: A checked model with its external data loaded, see `load`.
@@ -64,7 +67,56 @@ def quantized_weights(model: onnx.ModelProto) -> list[QuantizedWeight]:
     """
     graph = _Graph(model)
     _check_symmetric(graph)
-    return [_read(graph, *weight) for weight in _weights(graph) if _qdq(weight[-1])]
+    return _joined([_read(graph, *weight) for weight in _weights(graph) if _qdq(weight[-1])])
+
+
+def layer_of(weight: str) -> str:
+    """The layer that an initializer's name belongs to, without its rows."""
+    name = weight.removesuffix(".weight")
+    part = _PART.fullmatch(name)
+    return part[1] if part else name
+
+
+def _joined(weights: Sequence[QuantizedWeight]) -> list[QuantizedWeight]:
+    """The same weights, each layer that is split into rows as one, where its first rows stood."""
+    parts: dict[str, list[tuple[int, int, QuantizedWeight]]] = {}
+    for weight in weights:
+        if match := _PART.fullmatch(weight.layer):
+            parts.setdefault(match[1], []).append((int(match[2]), int(match[3]), weight))
+    whole: list[QuantizedWeight] = []
+    for weight in weights:
+        layer = layer_of(weight.layer)
+        if layer == weight.layer:
+            whole.append(weight)
+        elif layer in parts:
+            whole.append(_in_order(layer, sorted(parts.pop(layer), key=lambda part: part[:2])))
+    return whole
+
+
+def _in_order(layer: str, parts: Sequence[tuple[int, int, QuantizedWeight]]) -> QuantizedWeight:
+    """The parts of one layer, one below the other."""
+    starts, ends = [start for start, _, _ in parts], [end for _, end, _ in parts]
+    weights = [weight for _, _, weight in parts]
+    inputs = {weight.input_scale for weight in weights}
+    rows = [len(weight.integers) for weight in weights]
+    if [0, *ends[:-1]] != starts or rows != [e - s for s, e in zip(starts, ends, strict=True)]:
+        raise ContractError(
+            f"{layer}: its parts hold the rows {[f'{s}:{e}' for s, e, _ in parts]}, expected each"
+            f" row once from 0 on: export it again"
+        )
+    if len(inputs) > 1:
+        raise ContractError(
+            f"{layer}: its parts have {len(inputs)} input scales, {sorted(map(str, inputs))},"
+            " expected 1: they multiply one input"
+        )
+    return replace(
+        weights[0],
+        layer=layer,
+        node=" + ".join(weight.node for weight in weights),
+        integers=np.concatenate([weight.integers for weight in weights]),
+        shape=(sum(weight.shape[0] for weight in weights), *weights[0].shape[1:]),
+        scale=np.concatenate([weight.scale for weight in weights]),
+    )
 
 
 def float_weights(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
@@ -82,70 +134,6 @@ def float_weights(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
         for _, _, name, path in _weights(graph)
         if not _qdq(path)
     }
-
-
-def prove(
-    weights: Sequence[QuantizedWeight],
-    planned_int8: Collection[str],
-    planned_sparse: Collection[str],
-) -> None:
-    """Prove that the planned layers are INT8 in both operands and the sparse ones exactly 2:4.
-
-    Args:
-        weights: What `quantized_weights` read.
-        planned_int8: Layers that must be there as INT8, each once.
-        planned_sparse: Layers that must be there too, 2:4 along k on their integers.
-
-    Raises:
-        ContractError: A planned layer is missing, appears twice, has a float input, or breaks 2:4.
-    """
-    planned = sorted({*planned_int8, *planned_sparse})
-    uses = {layer: [weight for weight in weights if weight.layer == layer] for layer in planned}
-    wrong = [f"{layer} (missing)" for layer in planned if not uses[layer]]
-    wrong += [f"{layer} (in {len(uses[layer])} nodes)" for layer in planned if uses[layer][1:]]
-    float_input = {weight.layer for weight in weights if weight.input_scale is None}
-    wrong += [f"{layer} (its input is float)" for layer in planned if layer in float_input]
-    if wrong:
-        found = ", ".join(sorted({weight.layer for weight in weights})) or "none"
-        raise ContractError(
-            f"{len(wrong)} of {len(planned)} planned layers are not found exactly once as INT8 in"
-            f" weight and input: {', '.join(wrong)}; found: {found}: place Q/DQ directly before"
-            " each, or take them out of the plan"
-        )
-    for layer in sorted(planned_sparse):
-        sparse24.require_groups(uses[layer][0].channels, layer)
-        sparse24.check(uses[layer][0].integers, layer)
-
-
-def same_integers(a: Sequence[QuantizedWeight], b: Sequence[QuantizedWeight]) -> None:
-    """Prove that two graphs of one student hold the same integers and the same scales.
-
-    Args:
-        a: Weights of one graph, for example the fp16 one for TensorRT.
-        b: Weights of the other, for example the fp32 one for ONNX Runtime.
-
-    Raises:
-        ContractError: A layer is in one graph only, or its integers, scales or input scale differ.
-    """
-    layers_a, layers_b = (
-        Counter((weight.layer, weight.integers.shape) for weight in weights) for weights in (a, b)
-    )
-    if layers_a != layers_b:
-        raise ContractError(
-            f"the graphs hold different INT8 layers: only the first {sorted(layers_a - layers_b)},"
-            f" only the second {sorted(layers_b - layers_a)}: export both from one student"
-        )
-    ordered = (sorted(weights, key=lambda weight: weight.layer) for weights in (a, b))
-    for one, two in zip(*ordered, strict=True):
-        for what in ("integers", "scale", "input_scale"):
-            x, y = (np.ravel(getattr(weight, what)) for weight in (one, two))
-            differ = np.flatnonzero(x != y)
-            if differ.size:
-                raise ContractError(
-                    f"{one.layer}: {what} differ between the two graphs in {differ.size} of"
-                    f" {x.size} values, the first is {x[differ[0]]} and {y[differ[0]]}, expected"
-                    " equal: export both from one student, scales from quant.scale_from_amax"
-                )
 
 
 def load(path: str | Path) -> onnx.ModelProto:
@@ -202,7 +190,7 @@ class _Graph:
     def trace(self, name: str) -> tuple[str, list[onnx.NodeProto]]:
         """Walk back through Q, DQ and pass-through operators: where it ends, and the path."""
         path: list[onnx.NodeProto] = []
-        while (node := self._producer.get(name)) and node.op_type in (_Q, _DQ, *_PASS_THROUGH):
+        while (node := self._producer.get(name)) and node.op_type in (_Q, _DQ, *PASS_THROUGH):
             path.append(node)
             name = node.input[0]
         return name, path[::-1]

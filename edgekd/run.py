@@ -4,32 +4,60 @@ Each arm of a recipe is one graph that a device compares: ``fp16`` is the teache
 quantization, ``dense`` the INT8 student, ``sparse`` the 2:4 INT8 student with the same steps,
 losses and seed. The main arm is the most compressed one. Whatever was answered before is taken from
 cache, so the same command after a kill goes on where it stood.
+
+How a student is exported (which of torch's exporters, weights as integers or floats) is decided by
+what an engine makes of it, since nothing else can see a packed projection that runs in half
+precision or an attention that is not fused: the first way whose evidence holds, integers first, as
+they are a quarter the size. Where no engine can be built the safe way is taken, and said.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekd import artifact, kinds, progress
 from edgekd.artifact import Artifact
 from edgekd.bench.bench import bench, newest
 from edgekd.bench.scenario import Scenario
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, ContractError, ToolchainError, UnsupportedError
 from edgekd.evaluate import evaluate
-from edgekd.recipe import Arm, Recipe
-from edgekd.target import Target
+from edgekd.recipe import Arm, Export, Recipe
+from edgekd.target import Target, load
 
 MAIN_FIRST = ("sparse", "dense", "fp16")
+# (exporter, weights) in the order they are tried.
+WAYS = (("torchscript", "int8"), ("torchscript", "float"), ("dynamo", "int8"), ("dynamo", "float"))
+# Judges for devices that TensorRT-RTX has no builder for, such as Orin.
+STAND_IN = "a100-sxm4-80gb-trt10.13"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way of exporting a student, and what was held against it; nothing if it was kept.
+
+    `model` is the directory of its OnnxModel, a legal one that no result refers to; empty where
+    the export itself failed.
+    """
+
+    exporter: str
+    weights: str
+    model: str
+    refused: str
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run made: every artifact in the order it was made, and the page that shows them."""
+    """What a run made: every artifact in the order it was made, and the page that shows them.
+
+    `candidates` are the ways of exporting that were tried, the one that was kept last.
+    """
 
     artifacts: list[Artifact]
     report: Path
+    candidates: list[Candidate] = field(default_factory=list)
 
 
 def run(
@@ -56,9 +84,20 @@ def run(
         made.append(teach(recipe, out))
         done(made[-1].path.name)
     graphs: dict[str, Artifact] = {}
+    candidates: list[Candidate] = []
+    judge, settings = _judge(recipe, targets), recipe.export
     for arm in sorted(recipe.arms, key=MAIN_FIRST.index):
-        made += _student_and_graph(recipe, made[0], arm, out)
-        graphs[arm] = made[-1]
+        source = made[0] if arm == "fp16" else _student(recipe, arm, out)
+        with progress.stage(f"export {arm}") as done:
+            # All arms are exported as the main one is: they are compared with each other.
+            if not graphs and judge is not None and source is not made[0]:
+                graphs[arm], candidates = _first_proven(source, settings, judge, out)
+                settings = Export.model_validate(graphs[arm].config["export"])
+            else:
+                graphs[arm] = _export(source, settings, out)
+            done(graphs[arm].path.name)
+        samples = artifact.parent(graphs[arm], "samples", kinds.SAMPLES)
+        made += [*([] if source is made[0] else [source]), samples, graphs[arm]]
     runnable = list(graphs.values())
     for target in targets:
         built = _build(graphs, target, out)
@@ -76,7 +115,7 @@ def run(
     with progress.stage("report") as done:
         page = report(made, out / "report.html")
         done(str(page))
-    return Result(made, page)
+    return Result(made, page, candidates)
 
 
 def _build(graphs: dict[str, Artifact], target: Target, out: Path) -> list[Artifact]:
@@ -102,21 +141,75 @@ def _bench(engines: list[Artifact], scenario: Scenario, out: Path) -> Artifact:
     return measured
 
 
-def _student_and_graph(recipe: Recipe, teacher: Artifact, arm: Arm, out: Path) -> list[Artifact]:
-    """The Student of an arm (none for the float one), its Samples, its OnnxModel last."""
+def _student(recipe: Recipe, arm: Arm, out: Path) -> Artifact:
     from edgekd.distill.student import distill
+
+    with progress.stage(f"distill {arm}") as done:
+        student = distill(recipe, out, arm)
+        done(student.path.name)
+    return student
+
+
+def _export(source: Artifact, settings: Export, out: Path) -> Artifact:
     from edgekd.export.model import export
 
-    source = teacher
-    if arm != "fp16":
-        with progress.stage(f"distill {arm}") as done:
-            source = distill(recipe, out, arm)
-            done(source.path.name)
-    with progress.stage(f"export {arm}") as done:
-        graph = export(source, out, recipe.export)
-        done(graph.path.name)
-    samples = artifact.parent(graph, "samples", kinds.SAMPLES)
-    return [*([] if source is teacher else [source]), samples, graph]
+    return export(source, out, settings)
+
+
+def _judge(recipe: Recipe, targets: Sequence[Target]) -> Target | None:
+    """The target whose evidence decides how a student is exported; None where none can be had."""
+    from edgekd.engine.build import RTX_COMPUTE_CAPABILITIES
+
+    devices = [target for target in targets if target.runtime == "tensorrt"]
+    if "auto" not in (recipe.export.exporter, recipe.export.weights) or not devices:
+        return None
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        progress.say(
+            "export: tensorrt-rtx is not installed, so no engine shows which export it fuses: "
+            "torchscript and float weights are taken (pip install tensorrt-rtx, or set "
+            "export.exporter and export.weights)"
+        )
+        return None
+    known = [each for each in devices if each.compute_capability in RTX_COMPUTE_CAPABILITIES]
+    return (known or [load(STAND_IN)])[0]
+
+
+def _first_proven(
+    source: Artifact, settings: Export, judge: Target, out: Path
+) -> tuple[Artifact, list[Candidate]]:
+    """The first way of exporting whose engine is INT8 and fused as planned, and all that was tried.
+
+    Raises:
+        ContractError: None is; the sentence says of each what it lacks.
+    """
+    from edgekd.engine.build import evidence
+
+    tried: list[Candidate] = []
+    for exporter, weights in _ways(settings):
+        graph: Artifact | None = None
+        asked = settings.model_copy(update={"exporter": exporter, "weights": weights})
+        try:
+            graph = _export(source, asked, out)
+            evidence(graph, judge, out)
+        except (ContractError, ToolchainError, UnsupportedError) as error:
+            name = "" if graph is None else graph.path.name
+            tried.append(Candidate(exporter, weights, name, str(error)))
+            progress.say(f"export: {exporter} with {weights} weights is not kept: {error}")
+            continue
+        tried.append(Candidate(exporter, weights, graph.path.name, ""))
+        return graph, tried
+    reasons = "; ".join(f"{each.exporter} with {each.weights}: {each.refused}" for each in tried)
+    raise ContractError(
+        f"export: none of {len(tried)} ways gives an engine that is INT8 and fused as planned "
+        f"({reasons}): take the layers named out of the plan, or set export.exporter and "
+        "export.weights to build without this choice"
+    )
+
+
+def _ways(settings: Export) -> list[tuple[str, str]]:
+    """The ways a recipe leaves open."""
+    asked = (settings.exporter, settings.weights)
+    return [way for way in WAYS if all(a in ("auto", w) for a, w in zip(asked, way, strict=True))]
 
 
 def _evidence(built: Artifact) -> list[Artifact]:

@@ -1,6 +1,7 @@
 """A runner maps named arrays to named arrays; everything that can answer opens as one.
 
-An OnnxModel runs through ONNX Runtime, an Engine through its own runtime, and outputs that were
+An OnnxModel runs through ONNX Runtime, an Engine through its own runtime, a Teacher or Student
+through torch, and outputs that were
 recorded into Samples open as a runner too: then a comparison needs no torch, and the device none
 of the host's libraries. A caller may pass any number of rows in whatever float type it has; the
 runner splits them into batches the engine takes and converts them to the engine's types. Nothing
@@ -123,7 +124,7 @@ class Recorded:
 
 
 def open(model: Artifact) -> Batched:
-    """Open an OnnxModel or an Engine; close it, or use it as a context manager.
+    """Open an OnnxModel, an Engine, a Student or a Teacher; close it, or use it in a ``with``.
 
     Args:
         model: The artifact.
@@ -135,8 +136,16 @@ def open(model: Artifact) -> Batched:
     """
     if model.kind == kinds.ONNX_MODEL.name:
         return _open_ort(model, "ort.onnx", None)
+    if model.kind in (kinds.TEACHER.name, kinds.STUDENT.name):
+        from edgekd.export.network import Network
+
+        network = Network(model)
+        return Batched(network, network.dtypes, 1, network.batch)
     if model.kind != kinds.ENGINE.name:
-        raise ArtifactError(f"{model.path}: is a {model.kind}, expected an OnnxModel or an Engine")
+        raise ArtifactError(
+            f"{model.path}: is a {model.kind}, expected an OnnxModel, an Engine, a Student or a "
+            "Teacher"
+        )
     if model.config["runtime"] == "onnxruntime":
         return _open_ort(model, "model.onnx", model.read_json("session.json"))
     if model.config["runtime"] != "tensorrt":

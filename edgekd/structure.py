@@ -4,13 +4,19 @@ Layers are the Linear and Conv2d modules a real input passes through; the output
 whose result the network returns, or else the last; blocks are the repeated children of a container.
 Weights that are multiplied by other code (a packed attention, a Conv1d, a bare parameter) are found
 by watching every matrix product: nothing that costs time is missing from the plan in silence.
+
+A layer may run several times in a pass, and several layers may hold one parameter: each run counts
+in operations, the parameter is one. Who else reads it decides what it can be: a tied embedding is
+looked up row by row and a transposed decoder sums along n, so what they share stays plain.
 """
 
 from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +32,7 @@ from edgekd.eligible import Facts, LayerPlan
 from edgekd.errors import UnsupportedError
 from edgekd.models import Tensors, forward
 from edgekd.recipe import Quantization, Sparsity
+from edgekd.weights import holders
 
 LAYERS = (nn.Linear, nn.Conv2d)
 
@@ -52,10 +59,32 @@ def plan(
         ContractError: See `eligible.plan`.
     """
     facts = layers(model, inputs, io)
-    planned = {f"{row.layer}.weight" for row in facts}
-    others = [row for row in products(model, inputs, io) if row.layer not in planned]
+    names = {alias: held[0] for held in holders(model) for alias in held}
+    own: Counter[str] = Counter()
+    for fact in facts:
+        own[names[f"{fact.layer}.weight"]] += fact.macs
+    others = []
+    for row in products(model, inputs, io):
+        weight = names[row.layer]
+        owner = next((f.layer for f in facts if names[f"{f.layer}.weight"] == weight), "")
+        if row.macs > own[weight]:
+            others.append(replace(row, macs=row.macs - own[weight], tied_to=owner))
+            facts = [
+                replace(each, shared=each.shared or "other code than its own")
+                if names[f"{each.layer}.weight"] == weight
+                else each
+                for each in facts
+            ]
     # Without layers every pattern of the recipe would seem misspelt.
     return [*(eligible.plan(facts, sparsity, quantization) if facts else []), *others]
+
+
+@dataclass
+class _Runs:
+    """What one layer did in a forward pass: a result for each of its runs."""
+
+    module: nn.Module
+    outputs: list[Tensor]
 
 
 def layers(model: nn.Module, inputs: Tensors, io: IO) -> list[Facts]:
@@ -67,27 +96,17 @@ def layers(model: nn.Module, inputs: Tensors, io: IO) -> list[Facts]:
         io: Names of the outputs, to know the output layer.
 
     Raises:
-        UnsupportedError: A layer runs more than once in a pass, shares its weight with another,
-            computes it from other tensors, or takes its input by keyword.
+        UnsupportedError: A layer computes its weight from other tensors, or two layers hold one
+            piece of memory as two parameters.
     """
-    runs: dict[str, tuple[nn.Module, Tensor]] = {}
+    runs: dict[str, _Runs] = {}
 
-    def note(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if name in runs:
-            raise UnsupportedError(
-                f"layer {name} runs more than once in a forward pass: shared layers cannot be "
-                "given one activation scale; build the network with separate layers"
-            )
-        if not args:
-            raise UnsupportedError(
-                f"layer {name} is called with its input by keyword, where no quantizer can take "
-                "it; call it with the input first"
-            )
-        runs[name] = (module, output)
+    def note(name: str, module: nn.Module, output: Tensor) -> None:
+        runs.setdefault(name, _Runs(module, [])).outputs.append(output)
 
     handles = [
         module.register_forward_hook(
-            lambda module, args, output, name=name: note(name, module, args, output)
+            lambda module, _args, output, name=name: note(name, module, output)
         )
         for name, module in model.named_modules()
         if isinstance(module, LAYERS)
@@ -101,20 +120,20 @@ def layers(model: nn.Module, inputs: Tensors, io: IO) -> list[Facts]:
         model.train(training)
         for handle in handles:
             handle.remove()
-    _own_weights({name: module for name, (module, _) in runs.items()})
+    owners = _owners(model, {name: run.module for name, run in runs.items()})
     storages = {tensor.untyped_storage().data_ptr() for tensor in outputs.values()}
     returned = {
         name
-        for name, (_, output) in runs.items()
-        if output.untyped_storage().data_ptr() in storages
+        for name, run in runs.items()
+        if any(output.untyped_storage().data_ptr() in storages for output in run.outputs)
     }
     # Where the answer is computed from a layer's result (a softmax, a pooling, a temperature), that
     # is the last one.
     last = returned or set(list(runs)[-1:])
     examples = len(next(iter(inputs.values())))
     return [
-        _facts(name, module, output, examples, name in last)
-        for name, (module, output) in runs.items()
+        _facts(name, run, examples, is_output=name in last, owner=owners[name])
+        for name, run in runs.items()
     ]
 
 
@@ -225,34 +244,58 @@ def _tensors(values: Any) -> Iterator[Tensor]:
     return (value for value in values if isinstance(value, Tensor))
 
 
-def _own_weights(modules: Mapping[str, nn.Module]) -> None:
-    """Every layer holds a weight of its own, as a parameter."""
-    owners: dict[int, str] = {}
+@dataclass(frozen=True)
+class _Owner:
+    """Whose weight a layer uses: the layer itself or the first that ran; and who else holds it."""
+
+    layer: str
+    shared: str
+
+
+def _owners(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, _Owner]:
+    """For every layer that ran, the one whose weight it uses; ties are by parameter."""
+    aliases = {
+        f"{alias}.weight": name
+        for name, module in modules.items()
+        for alias, other in model.named_modules(remove_duplicate=False)
+        if other is module
+    }
+    held = {alias: names for names in holders(model) for alias in names}
+    memory: dict[int, str] = {}
+    found: dict[str, _Owner] = {}
     for name, module in modules.items():
-        if not isinstance(module.weight, nn.Parameter):
+        weight = module.weight
+        if not isinstance(weight, nn.Parameter) or f"{name}.weight" not in held:
             raise UnsupportedError(
                 f"layer {name} computes its weight from other tensors (weight norm, a "
                 "parametrization): bake it in before edgekd takes the network"
             )
-        owner = owners.setdefault(module.weight.untyped_storage().data_ptr(), name)
-        if owner != name:
+        names = held[f"{name}.weight"]
+        first = memory.setdefault(weight.untyped_storage().data_ptr(), name)
+        if first != name and f"{first}.weight" not in names:
             raise UnsupportedError(
-                f"layers {owner} and {name} share one weight: shared layers cannot be planned one "
-                "by one; build the network with separate weights"
+                f"layers {first} and {name} hold one piece of memory as two parameters: give both "
+                "the same nn.Parameter, so that they train as one weight"
             )
+        others = [other for other in names if other not in aliases]
+        found[name] = _Owner(first, others[0] if others else "")
+    return found
 
 
-def _facts(name: str, module: nn.Module, output: Tensor, examples: int, is_output: bool) -> Facts:
-    weight = module.weight
+def _facts(name: str, run: _Runs, examples: int, is_output: bool, owner: _Owner) -> Facts:
+    weight = run.module.weight
     assert isinstance(weight, nn.Parameter)
     n, k = weight.shape[0], weight[0].numel()
     return Facts(
         layer=name,
-        type="Linear" if isinstance(module, nn.Linear) else "Conv2d",
+        type="Linear" if isinstance(run.module, nn.Linear) else "Conv2d",
         n=n,
         k=k,
         k_group=weight.shape[1],
-        groups=getattr(module, "groups", 1),
-        macs=output.numel() // examples * k,
+        groups=getattr(run.module, "groups", 1),
+        macs=sum(output.numel() for output in run.outputs) * k // examples,
         is_output=is_output,
+        runs=len(run.outputs),
+        tied_to="" if owner.layer == name else owner.layer,
+        shared=owner.shared,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +29,12 @@ def needs() -> Callable[[str, bool, str], None]:
         pytest.skip(reason)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of public data sets (``cifar10/``, ``sst2/``), for slow tests alone."""
+    root = os.environ.get("EDGEKD_DATA")
+    if not root:
+        pytest.skip("needs real data sets: set EDGEKD_DATA to the folder of cifar10/ and sst2/")
+    return Path(root)

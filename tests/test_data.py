@@ -25,7 +25,7 @@ def images(n: int = 3) -> NDArray[Any]:
 
 def describe(*inputs: Tensor) -> IO:
     logits = Tensor(name="logits", dtype="float32", shape=["batch", 3])
-    return IO(inputs=list(inputs), outputs=[logits], labels=["a", "b", "c"], preprocess={})
+    return IO(inputs=list(inputs), outputs=[logits], labels=["a", "b", "c"])
 
 
 def whole(**changes: Any) -> Data:
@@ -213,7 +213,7 @@ def test_whatever_a_users_data_code_raises_is_one_sentence(
 
 
 def test_the_content_hash_follows_every_example_and_io() -> None:
-    io = IO(inputs=[], outputs=[], labels=["a", "b"], preprocess={})
+    io = IO(inputs=[], outputs=[], labels=["a", "b"])
 
     def made(pixel: float, label: int, facts: IO = io) -> str:
         split = ArraySplit({"x": np.array([[pixel]], np.float32)}, np.array([label], np.int64))
@@ -223,3 +223,32 @@ def test_the_content_hash_follows_every_example_and_io() -> None:
     assert made(1.0, 0) == first
     other = io.model_copy(update={"labels": ["a", "c"]})
     assert len({first, made(2.0, 0), made(1.0, 1), made(1.0, 0, other)}) == 4
+
+
+def test_labels_of_another_task_may_have_any_shape(load: Any) -> None:
+    io = describe(PIXELS).model_copy(update={"labels": []})
+    boxes = np.zeros((3, 5, 4), np.float32)
+    split = ArraySplit({"pixels": images()}, boxes)
+    load(whole(train=split, evaluation=split, io=io))
+
+    class Short(ArraySplit):
+        """Gives fewer labels than rows."""
+
+        def take(self, rows: NDArray[np.int64]) -> Any:
+            inputs, labels = super().take(rows)
+            return inputs, labels[1:]
+
+    wrong = Short({"pixels": images()}, boxes)
+    with pytest.raises(ConfigError, match="train split: 2 labels for 3 examples: give one for eac"):
+        load(whole(train=wrong, evaluation=split, io=io))
+
+
+def test_a_source_may_say_what_decides_its_examples() -> None:
+    io = IO(inputs=[], outputs=[], labels=["a"])
+
+    def made(content: str, files: dict[str, bytes] | None = None) -> str:
+        split = ArraySplit({"x": np.zeros((1, 1))}, np.zeros(1, np.int64))
+        return data.content_hash(Data(split, split, io, files or {}, lambda: content))
+
+    assert made("a") == made("a")
+    assert len({made("a"), made("b"), made("a", {"t": b"1"}), made("a", {"t": b"2"})}) == 4

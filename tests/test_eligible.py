@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from edgekd.eligible import Facts, LayerPlan, plan, share_of_macs
 from edgekd.errors import ConfigError, ContractError
 from edgekd.recipe import Quantization, Sparsity
 
-BOTH = (Sparsity(), Quantization.model_validate({}))
+BOTH = (Sparsity(), Quantization.model_validate({"convolutions": True}))
+DEFAULT = (Sparsity(), Quantization())
 
 
 def linear(layer: str = "fc1", n: int = 64, k: int = 32, **changes: Any) -> Facts:
@@ -41,6 +43,8 @@ def test_a_layer_no_rule_names_is_planned_for_both() -> None:
         "sparse": True,
         "sparse_reason": "",
         "node": "",
+        "runs": 1,
+        "tied_to": "",
     }
 
 
@@ -52,10 +56,18 @@ def test_a_layer_no_rule_names_is_planned_for_both() -> None:
         (linear(n=60), "n is 60, sparse kernels want a multiple of 8"),
         (linear(is_output=True), "output layer: stays dense"),
         (linear(k=16, n=8), ""),
+        (
+            replace(linear(), shared="table.weight"),
+            "its weight is also read by table.weight: stays dense",
+        ),
         (conv(3), "k per group is 3, not a multiple of 4: 2:4 is not defined on it"),
         (conv(64, groups=64), "k per group is 1, not a multiple of 4: 2:4 is not defined on it"),
         (conv(64, groups=8), "k per group is 8, sparse kernels want a multiple of 16"),
+        (conv(64, groups=2, n=60), "n is 60, sparse kernels want a multiple of 8"),
         (conv(16), ""),
+        (conv(64, groups=4), ""),
+        (conv(16, area=1), ""),
+        (conv(40, area=1), "k per group is 40, sparse kernels want a multiple of 16"),
     ],
 )
 def test_why_a_layer_stays_dense(facts: Facts, reason: str) -> None:
@@ -72,6 +84,9 @@ def test_why_a_layer_stays_dense(facts: Facts, reason: str) -> None:
         ),
         (conv(64, groups=64), "depthwise convolution: INT8 kernels pad each channel to four"),
         (conv(3), "k per group is 3, INT8 tensor-core kernels want at least 16"),
+        (conv(128, groups=32), "k per group is 4, INT8 tensor-core kernels want at least 16"),
+        (conv(64, groups=4), ""),
+        (conv(40, area=1), ""),
         (linear(k=15), "k per group is 15, INT8 tensor-core kernels want at least 16"),
         (linear(k=16), ""),
         (linear(n=3, k=17), ""),
@@ -80,6 +95,36 @@ def test_why_a_layer_stays_dense(facts: Facts, reason: str) -> None:
 def test_why_a_layer_stays_in_float(facts: Facts, reason: str) -> None:
     row = only(facts, *BOTH)
     assert (row.int8, row.int8_reason) == (not reason, reason)
+
+
+def test_convolutions_are_sparse_and_in_float_by_default() -> None:
+    row = only(conv(64), *DEFAULT)
+    assert (row.int8, row.sparse) == (False, True)
+    assert row.int8_reason == (
+        "convolution: stays in float16, INT8 is opt-in (quantization.convolutions = true)"
+    )
+    assert "k per group is 3" in only(conv(3), *DEFAULT).int8_reason
+    assert only(linear(), *DEFAULT).int8
+
+
+def test_what_one_of_tied_layers_cannot_be_none_is() -> None:
+    layers = [linear("a"), linear("b"), replace(linear("c", is_output=True), tied_to="a")]
+    rows = plan(layers, *BOTH)
+    assert [row.int8 for row in rows] == [row.sparse for row in rows] == [False, True, False]
+    assert rows[0].int8_reason.startswith("shares its weight with c: output layer: stays in float")
+    assert rows[0].sparse_reason == "shares its weight with c: output layer: stays dense"
+    assert rows[2].int8_reason.startswith("output layer")
+    assert [row.tied_to for row in rows] == ["", "", "a"]
+    rows = plan([linear("a"), replace(linear("b"), tied_to="a")], Sparsity(exclude=["a"]), None)
+    assert [row.sparse_reason for row in rows] == [
+        "in sparsity.exclude",
+        "shares its weight with a: in sparsity.exclude",
+    ]
+
+
+def test_a_plan_of_before_ties_were_told_still_loads() -> None:
+    old = {k: v for k, v in only(linear(), *BOTH).as_json().items() if k not in ("runs", "tied_to")}
+    assert LayerPlan(**old) == only(linear(), *BOTH)
 
 
 def test_what_is_off_in_an_arm_is_said() -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,6 @@ TWO = IO.model_validate(
         "inputs": [],
         "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 2]}],
         "labels": ["no", "yes"],
-        "preprocess": {},
     }
 )
 
@@ -254,3 +255,99 @@ def test_a_report_is_plain_json(onnx_model: Models, tmp_path: Path) -> None:
     made = evaluate.evaluate(onnx_model(), tmp_path / "out")
     text = made.file("accuracy.json").read_text(encoding="utf-8")
     assert json.loads(text)["intervals"].startswith("95%: Wilson")
+
+
+BOXES = IO.model_validate(
+    {
+        "inputs": [],
+        "outputs": [
+            {"name": "logits", "dtype": "float32", "shape": ["batch", 2]},
+            {"name": "boxes", "dtype": "float32", "shape": ["batch", 2]},
+        ],
+        "labels": [],
+        "metric": "python:users_score:near",
+    }
+)
+NEAR = """
+import numpy as np
+
+def near(outputs, labels):
+    return np.exp(-np.abs(outputs["boxes"] - labels).mean(axis=1))
+"""
+
+
+@pytest.fixture
+def users_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The module of a user's metric, which can be taken away."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "users_score", raising=False)
+    (tmp_path / "users_score.py").write_text(NEAR)
+    return tmp_path / "users_score.py"
+
+
+def measured() -> dict[str, Any]:
+    """Teacher 0.1 off in every box, model 0.2 off, in 50 samples."""
+    labels = np.random.default_rng(0).standard_normal((50, 2))
+    logits = np.tile([1.0, 0.0], (50, 1))
+    samples = {"labels": labels, "teacher.logits": logits, "teacher.boxes": labels + 0.1}
+    live = {"logits": logits, "boxes": labels + 0.2}
+    return evaluate.measure(samples, live, live, BOXES, "a test")
+
+
+@pytest.mark.usefixtures("users_score")
+def test_a_users_metric_takes_the_place_of_top_1() -> None:
+    report = measured()
+    assert report["metric"] == "python:users_score:near"
+    assert report["not_measured"] is None
+    rows = by_name(report)
+    assert rows["teacher"]["top1"] == pytest.approx(math.exp(-0.1))
+    assert rows["model"]["top1"] == pytest.approx(math.exp(-0.2))
+    assert rows["model"]["top1_interval"] == pytest.approx((math.exp(-0.2),) * 2)
+    assert rows["model"]["difference"] == pytest.approx(math.exp(-0.2) - math.exp(-0.1))
+    assert (rows["model"]["correct"], rows["model"]["gained"]) == (None, None)
+    assert rows["model"]["relative"]["logits"] == 0
+    assert rows["model"]["relative"]["boxes"] == pytest.approx(
+        0.1 * 10 / np.linalg.norm(np.random.default_rng(0).standard_normal((50, 2)) + 0.1)
+    )
+    assert report["recorded"]["equal"] is True
+
+
+def test_scores_that_differ_have_an_interval_around_their_mean() -> None:
+    scores = np.linspace(0, 1, 101)
+    low, high = evaluate._bootstrap(scores)
+    # The standard error of a uniform's mean: sqrt(1 / 12 / 101) = 0.0287.
+    assert (low, high) == pytest.approx((0.5 - 1.96 * 0.0287, 0.5 + 1.96 * 0.0287), abs=0.004)
+
+
+def test_without_the_users_module_fidelity_is_still_measured(users_score: Path) -> None:
+    users_score.unlink()
+    importlib.invalidate_caches()
+    report = measured()
+    assert report["not_measured"] == "module 'users_score' of data.metric is not installed here"
+    row = by_name(report)["model"]
+    assert [row[key] for key in ("top1", "top1_interval", "difference")] == [None] * 3
+    assert row["agreement"] == 1.0
+    assert row["relative"]["boxes"] > 0
+
+
+def test_of_random_inputs_fidelity_alone_is_measured() -> None:
+    io = TWO.model_copy(update={"random": True})
+    right = answers([1] * 9 + [0])
+    samples = {"labels": np.zeros(10, np.int64), "teacher.logits": answers([1] * 10)}
+    report = evaluate.measure(samples, {"logits": right}, None, io, "a test")
+    assert report["not_measured"] == "random inputs"
+    row = by_name(report)["model"]
+    assert (row["top1"], row["agreement"]) == (None, 0.9)
+    assert row["kl_nats"] > 0
+
+
+def test_an_output_of_another_number_of_rows_is_told() -> None:
+    labels = np.zeros((3, 2))
+    samples = {"labels": labels, "teacher.logits": labels, "teacher.boxes": labels}
+    live = {"logits": labels, "boxes": labels[:2]}
+    with pytest.raises(
+        ArtifactError, match=r"model: output 'boxes' has shape \[2, 2\], expected 3"
+    ):
+        evaluate.measure(samples, live, None, BOXES, "a test")
+    with pytest.raises(ArtifactError, match="model: has no output 'boxes', it has logits"):
+        evaluate.measure(samples, {"logits": labels}, None, BOXES, "a test")

@@ -12,6 +12,7 @@ import pytest
 
 from edgekd.bench import summary
 from edgekd.bench.device_state import CONTROLLED, UNCONTROLLED
+from edgekd.errors import MeasurementError
 from edgekd.evaluate import tango
 from edgekd.judge import (
     Check,
@@ -192,3 +193,10 @@ def test_a_latency_from_made_up_samples_meets_its_budget() -> None:
         check_latency(row, 90, limit_ms, "few", CONTROLLED).verdict for limit_ms in (1.2, 1.03, 0.9)
     ]
     assert verdicts == ["pass", "inconclusive", "regress"]
+
+
+def test_accuracy_that_nobody_measured_is_no_verdict() -> None:
+    with pytest.raises(
+        MeasurementError, match="accuracy_to_teacher: there is no accuracy to judge"
+    ):
+        check_accuracy("accuracy_to_teacher", {"difference": None}, 200, 1.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from edgekd import models
 from edgekd.data import IO
 from edgekd.data import Tensor as Port
-from edgekd.errors import ConfigError, ContractError
+from edgekd.errors import ConfigError, ContractError, ToolchainError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import configs
@@ -27,7 +25,6 @@ LOGITS = IO(
     inputs=[Port(name="x", dtype="float32", shape=["batch", 32])],
     outputs=[Port(name="logits", dtype="float32", shape=["batch", 4])],
     labels=["0", "1", "2", "3"],
-    preprocess={},
 )
 TWO = LOGITS.model_copy(
     update={"outputs": [*LOGITS.outputs, Port(name="mask", dtype="float32", shape=["batch", 1])]}
@@ -53,6 +50,25 @@ class TestDescribe:
         assert models.describe(spec, tmp_path) == {"spec": spec, "config": None}
         assert models.source_files(spec, tmp_path) == {}
         assert models.weights_beside(spec, tmp_path) is None
+
+    def test_timm_arguments_are_literals_or_text(self, tmp_path: Path) -> None:
+        spec = "timm:resnet18?layers=(1,1,1,1)&num_classes=4&act_layer=silu"
+        assert models.describe(spec, tmp_path) == {
+            "spec": spec,
+            "config": {
+                "name": "resnet18",
+                "arguments": {"layers": (1, 1, 1, 1), "num_classes": 4, "act_layer": "silu"},
+            },
+        }
+        assert models.source_files(spec, tmp_path) == {}
+        assert models.weights_beside(spec, tmp_path) is None
+
+    def test_timm_that_is_absent(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "timm", None)
+        with pytest.raises(
+            ToolchainError, match=r"timm cannot be .*: pip install 'edgekd\[timm\]'"
+        ):
+            models.describe("timm:resnet18", tmp_path)
 
     def test_weights_beside_a_configuration_are_found(self, tmp_path: Path) -> None:
         assert models.weights_beside("hf:.", tmp_path) is None
@@ -86,7 +102,11 @@ class TestDescribe:
     @pytest.mark.parametrize(
         ("spec", "words"),
         [
-            ("timm:resnet18", "found 'timm:resnet18', expected hf:<directory or config.json> or"),
+            ("torch:resnet18", "found 'torch:resnet18', expected hf:<directory or config.json>, "),
+            ("timm:resnet19", "has no model 'resnet19'; the nearest names are: resnet18, resnet"),
+            ("timm:hf-hub:timm/resnet18", "has no model 'hf-hub:timm/resnet18'; the nearest"),
+            ("timm:resnet18?layers", "found argument 'layers', expected <argument>=<value>"),
+            ("timm:resnet18?pretrained=True", "found argument 'pretrained=True', .* a checkpoint"),
             ("hf:absent", "model 'hf:absent': no such file: .*absent"),
             ("python:tiny.models", "found 'python:tiny.models', expected python:<module>:"),
             ("python:tiny.models:resnet", "module 'tiny.models' has no callable 'resnet'"),
@@ -112,6 +132,25 @@ class TestBuild:
             torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
         )
         assert description["config"]["model_type"] == "vit"  # still there for the next build
+
+    def test_from_timm_through_json_in_plain_attention(self, tmp_path: Path) -> None:
+        spec = "timm:vit_tiny_patch16_224?depth=1&num_classes=4&img_size=32"
+        description = json.loads(json.dumps(models.describe(spec, tmp_path)))
+        model = models.build(description)
+        assert not model.blocks[0].attn.fused_attn
+        assert model.head.out_features == 4
+
+    def test_an_argument_that_timm_does_not_know(self, tmp_path: Path) -> None:
+        spec = "timm:vit_tiny_patch16_224?dept=1"
+        with pytest.raises(ConfigError, match=r"cannot be built: TypeError: .*'dept'"):
+            models.build(models.describe(spec, tmp_path))
+
+    def test_a_folded_structure(self) -> None:
+        spec = {"spec": "python:tiny.forms:only_convolutions", "config": None}
+        model = models.build({**spec, "folded": [["body", "norm"]]})
+        assert isinstance(model.norm, nn.Identity)
+        with pytest.raises(ConfigError, match=r"says that norm9 is folded into body: .*norm9"):
+            models.build({**spec, "folded": [["body", "norm9"]]})
 
     @pytest.mark.parametrize(
         ("changes", "words"),
@@ -141,123 +180,6 @@ class TestBuild:
     def test_a_callable_that_makes_no_network(self, name: str, words: str) -> None:
         with pytest.raises(ConfigError, match=words):
             models.build({"spec": f"python:tiny.models:{name}", "config": None})
-
-
-class Touch:
-    """What a hostile checkpoint does when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
-        return open, (str(self.path), "w")
-
-
-class TestWeights:
-    def net(self, seed: int = 0) -> nn.Module:
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-
-    def test_saved_and_loaded_weights_are_the_same(self, tmp_path: Path) -> None:
-        one, two = self.net(1), self.net(2)
-        models.save_weights(one, tmp_path / "w.safetensors")
-        models.load_weights(two, tmp_path / "w.safetensors")
-        torch.save(one.state_dict(), tmp_path / "w.pt")
-        three = self.net(3)
-        models.load_weights(three, tmp_path / "w.pt")
-        for other in (two, three):
-            for name, tensor in one.state_dict().items():
-                assert torch.equal(tensor, other.state_dict()[name])
-
-    def test_tied_weights_are_stored_under_both_names(self, tmp_path: Path) -> None:
-        net = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
-        net[1].weight = net[0].weight
-        models.save_weights(net, tmp_path / "w.safetensors")
-        stored = load_file(tmp_path / "w.safetensors")
-        assert torch.equal(stored["0.weight"], stored["1.weight"])
-
-    def test_half_precision_weights_become_float32(self, tmp_path: Path) -> None:
-        half = {
-            n: t.bfloat16() if t.is_floating_point() else t
-            for n, t in self.net().state_dict().items()
-        }
-        save_file(half, tmp_path / "w.safetensors")
-        net = self.net(1)
-        models.load_weights(net, tmp_path / "w.safetensors")
-        assert net[0].weight.dtype == torch.float32
-        assert torch.equal(net[0].weight, half["0.weight"].float())
-
-    def wrong(self, path: Path) -> str:
-        net = self.net()
-        before = {n: t.clone() for n, t in net.state_dict().items()}
-        with pytest.raises(ConfigError) as caught:
-            models.load_weights(net, path)
-        assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
-        assert str(caught.value).startswith(f"checkpoint {path}: ")
-        return str(caught.value)
-
-    def test_no_file_and_unknown_formats(self, tmp_path: Path) -> None:
-        assert "no such file" in self.wrong(tmp_path / "absent.safetensors")
-        (tmp_path / "w.h5").write_bytes(b"")
-        found = self.wrong(tmp_path / "w.h5")
-        assert "unknown format '.h5', expected .safetensors, or .pt, .pth or .bin" in found
-
-    def test_names_and_shapes_that_do_not_fit(self, tmp_path: Path) -> None:
-        path = tmp_path / "w.safetensors"
-        good = dict(self.net().state_dict())
-        renamed = {n.replace("0.", "fc."): t for n, t in good.items()}
-        save_file(renamed, path)
-        found = self.wrong(path)
-        assert "2 weights of the network are missing (first: 0.bias)" in found
-        assert "2 are unknown to it (first: fc.bias)" in found
-        save_file({**good, "0.weight": torch.zeros(2, 4)}, path)
-        assert "0.weight is [2, 4], expected [2, 3]" in self.wrong(path)
-
-    def test_nan_is_not_loaded(self, tmp_path: Path) -> None:
-        path = tmp_path / "w.safetensors"
-        save_file({**self.net().state_dict(), "0.bias": torch.tensor([0.0, torch.nan])}, path)
-        assert "0.bias holds NaN or infinity" in self.wrong(path)
-
-    @pytest.mark.parametrize("size", [0, 7, 40, 200])
-    def test_a_truncated_safetensors_file(self, tmp_path: Path, size: int) -> None:
-        path = tmp_path / "w.safetensors"
-        models.save_weights(self.net(), path)
-        path.write_bytes(path.read_bytes()[:size])
-        assert "is not a safetensors file" in self.wrong(path)
-
-    @pytest.mark.parametrize(
-        ("content", "words"),
-        [
-            (
-                {"state_dict": {}, "epoch": 3},
-                "state_dict is of type dict, expected tensors by name",
-            ),
-            ([torch.zeros(1)], "the whole file is of type list"),
-            ({"0.weight": 1.0}, "0.weight is of type float"),
-        ],
-    )
-    def test_a_pt_file_of_something_else(self, tmp_path: Path, content: Any, words: str) -> None:
-        torch.save(content, tmp_path / "w.pt")
-        assert words in self.wrong(tmp_path / "w.pt")
-
-    @pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.bin"])
-    def test_a_pickle_that_runs_code_is_refused_and_nothing_ran(
-        self, tmp_path: Path, name: str
-    ) -> None:
-        marker = tmp_path / "ran"
-        hostile = {"0.weight": torch.zeros(2, 3), "0.bias": Touch(marker)}
-        pickle.loads(pickle.dumps(Touch(marker))).close()
-        assert marker.is_file()  # the trap works
-        marker.unlink()
-        torch.save(hostile, tmp_path / name)
-        found = self.wrong(tmp_path / name)
-        assert "cannot be read as tensors only (UnpicklingError)" in found
-        assert "convert it to safetensors where you trust it" in found
-        assert not marker.exists()
-
-    def test_a_pt_file_that_is_garbage(self, tmp_path: Path) -> None:
-        (tmp_path / "w.pt").write_bytes(b"\x80\x02garbage")
-        assert "cannot be read as tensors only" in self.wrong(tmp_path / "w.pt")
 
 
 class Returns(nn.Module):
@@ -360,3 +282,32 @@ class TestProbe:
     def test_our_own_errors_pass_unchanged(self) -> None:
         with pytest.raises(ContractError, match="the network returned NoneType"):
             models.probe(Returns(lambda *_: None), {"x": torch.randn(2, 32)}, LOGITS, "python:a:b")
+
+
+class TestVisionOperators:
+    """torchvision built for CUDA beside a CPU torch does not import without them."""
+
+    def site(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+        package = tmp_path / "torchvision"
+        package.mkdir()
+        (package / "__init__.py").write_text("")
+        (package / "version.py").write_text(f"__version__ = '{version}'\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+
+    def test_a_build_for_cuda_gets_schemas(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.site(tmp_path, monkeypatch, "0.28.0+cu130")
+        monkeypatch.setattr(torch.version, "cuda", None)
+        assert models._define_vision_operators() is not None
+        assert torch.ops.torchvision.nms.default._schema.arguments[2].name == "iou_threshold"
+        assert models._define_vision_operators() is not None  # and once is enough
+
+    @pytest.mark.parametrize(("version", "cuda"), [("0.28.0+cpu", None), ("0.28.0+cu130", "13.0")])
+    def test_a_build_that_fits_is_left_alone(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, cuda: str | None
+    ) -> None:
+        self.site(tmp_path, monkeypatch, version)
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        assert models._define_vision_operators() is None

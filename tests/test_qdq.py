@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd import qdq, quant, sparse24
 from edgekd.errors import ArtifactError, ContractError
+from edgekd.export import integers
 
 N, K = 8, 32
 HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
@@ -151,7 +152,7 @@ class TestQuantizedWeights:
         assert weight.channels == K
         assert weight.folded == form.startswith("int8")
         assert qdq.float_weights(FORMS[form]) == {}
-        qdq.prove([weight], ["fc"], ["fc"])
+        integers.prove([weight], ["fc"], ["fc"])
 
     def test_shape_is_the_one_in_the_file(self) -> None:
         forms = {"Gemm": (K, N), "Reshape before Q": (2, N // 2, K), "Gemm transB": (N, K)}
@@ -336,29 +337,32 @@ class TestProve:
 
     def test_missing_layers_are_listed_beside_what_was_found(self) -> None:
         sentence = (
-            r"2 of 3 planned .* once as INT8 .*: fc2 \(missing\), fc3 \(missing\); found: fc:"
+            r"2 of 3 planned .* once for each run as INT8 .*: "
+            r"fc2 \(missing\), fc3 \(missing\); found: fc:"
         )
         with pytest.raises(ContractError, match=sentence):
-            qdq.prove([self.weight], ["fc", "fc2"], ["fc3"])
+            integers.prove([self.weight], ["fc", "fc2"], ["fc3"])
 
     def test_nothing_found(self) -> None:
         with pytest.raises(
             ContractError, match=r"1 of 1 .* fc \(missing\); found: none: place Q/DQ"
         ):
-            qdq.prove([], ["fc"], [])
+            integers.prove([], ["fc"], [])
 
     def test_twice(self) -> None:
-        with pytest.raises(ContractError, match=r"1 of 1 planned layers .*: fc \(in 2 nodes\);"):
-            qdq.prove([self.weight, self.weight], ["fc"], [])
+        with pytest.raises(
+            ContractError, match=r"1 of 1 planned layers .*: fc \(in 2 nodes, expected 1\);"
+        ):
+            integers.prove([self.weight, self.weight], ["fc"], [])
 
     def test_weight_only(self) -> None:
         with pytest.raises(
             ContractError, match=r"fc \(its input is float\); found: fc: place Q/DQ"
         ):
-            qdq.prove([replace(self.weight, input_scale=None)], ["fc"], [])
+            integers.prove([replace(self.weight, input_scale=None)], ["fc"], [])
 
     def test_unplanned_weights_may_be_anything(self) -> None:
-        qdq.prove([replace(self.weight, input_scale=None)], [], [])
+        integers.prove([replace(self.weight, input_scale=None)], [], [])
 
     def test_sparse_along_n_only_is_the_wrong_axis(self) -> None:
         dense = np.arange(1, 33 * 8, dtype=np.int64)[: 8 * 8].reshape(8, 8)
@@ -367,11 +371,11 @@ class TestProve:
         half, zero = np.asarray(0.5, np.float32), np.asarray(0, np.int8)
         arrays: dict[str, Any] = {"weight": along_n * half, "sw": half, "zw": zero, "x": ("b", 8)}
         weights = qdq.quantized_weights(matmul("Q0 DQ0 T", **arrays))
-        qdq.prove(weights, ["fc"], [])
+        integers.prove(weights, ["fc"], [])
         with pytest.raises(ContractError, match=r"^fc: row \d, columns 0\.\.3 hold 4 nonzeros"):
-            qdq.prove(weights, ["fc"], ["fc"])
+            integers.prove(weights, ["fc"], ["fc"])
         # The very same array, multiplied the other way round, is 2:4 along k.
-        qdq.prove(qdq.quantized_weights(matmul("Q0 DQ0", **arrays)), ["fc"], ["fc"])
+        integers.prove(qdq.quantized_weights(matmul("Q0 DQ0", **arrays)), ["fc"], ["fc"])
 
     def test_conv_groups_must_not_cross_filter_taps(self) -> None:
         weights = np.zeros((N, 1, 2, 2), np.float32)  # depthwise: k = 4, but one channel
@@ -379,7 +383,7 @@ class TestProve:
         found = qdq.quantized_weights(model(nodes, x=(1, N, 4, 4), rank=4, weight=weights))
         assert found[0].integers.shape == (N, 4)
         with pytest.raises(ContractError, match="fc: k is 1, expected a positive multiple of 4"):
-            qdq.prove(found, ["fc"], ["fc"])
+            integers.prove(found, ["fc"], ["fc"])
 
 
 class TestSameIntegers:
@@ -387,23 +391,23 @@ class TestSameIntegers:
     half = qdq.quantized_weights(FORMS["float16"])
 
     def test_fp16_and_fp32_graphs_agree(self) -> None:
-        qdq.same_integers(self.full, self.half)
+        integers.same_integers(self.full, self.half)
         one = replace(self.full[0], layer="a", input_scale=None)
-        qdq.same_integers([one, *self.full], [*self.half, one])
+        integers.same_integers([one, *self.full], [*self.half, one])
 
     def test_other_layers(self) -> None:
         other = [replace(self.full[0], layer="fc9")]
         with pytest.raises(
             ContractError, match=r"only the first \[.*fc'.* second \[.*fc9'.*export"
         ):
-            qdq.same_integers(self.full, other)
+            integers.same_integers(self.full, other)
 
     def test_other_integers(self) -> None:
-        integers = Q.copy()
-        integers[0, :2] = [99, 98]
+        other = Q.copy()
+        other[0, :2] = [99, 98]
         sentence = rf"fc: integers differ .* in 2 of 256 values, the first is {Q[0, 0]} and 99,"
         with pytest.raises(ContractError, match=sentence):
-            qdq.same_integers(self.full, [replace(self.full[0], integers=integers)])
+            integers.same_integers(self.full, [replace(self.full[0], integers=other)])
 
     def test_other_scale(self) -> None:
         scale = SCALE.copy()
@@ -411,12 +415,12 @@ class TestSameIntegers:
         with pytest.raises(
             ContractError, match=r"fc: scale differ .* in 1 of 8 .* and 3\.0, expect"
         ):
-            qdq.same_integers(self.full, [replace(self.full[0], scale=scale)])
+            integers.same_integers(self.full, [replace(self.full[0], scale=scale)])
 
     @pytest.mark.parametrize("input_scale", [None, 0.5])
     def test_other_input_scale(self, input_scale: float | None) -> None:
         with pytest.raises(ContractError, match=f"input_scale differ .* 0.25 and {input_scale}, "):
-            qdq.same_integers(self.full, [replace(self.full[0], input_scale=input_scale)])
+            integers.same_integers(self.full, [replace(self.full[0], input_scale=input_scale)])
 
 
 class TestLoad:

@@ -227,3 +227,36 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         recipe.read_toml(tmp_path / "absent.toml")
     with pytest.raises(ConfigError, match=f"{tmp_path.name}: cannot be read: Is a directory"):
         recipe.read_toml(tmp_path)
+
+
+FILES = {"source": "hf:csv", "train": "a.csv", "evaluation": ["b.csv", "c.csv"]}
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        FILES,
+        {**FILES, "text": "one", "text_pair": "two", "label": "same", "max_length": 64},
+        {"source": "hf:someone/something", "train": "train[:10%]", "evaluation": "validation"},
+        {"source": "random", "preprocess": "timm:resnet18", "samples": 8},
+        {"source": "python:a:b", "metric": "python:a:c"},
+    ],
+)
+def test_data_has_many_sources(section: dict[str, Any]) -> None:
+    found = recipe.parse({**MINIMAL, "data": section}, "r.toml").data
+    assert found.model_dump(exclude_unset=True) == section
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"source": "hf:csv", "train": "a"}, "evaluation is missing: source 'hf:csv' reads it"),
+        ({"source": "python:a:b", "train": "a"}, "source 'python:a:b' does not read train: remove"),
+        ({"source": "python:a:b", "preprocess": "hf:a"}, "does not read preprocess: remove it"),
+        ({"source": "random", "label": "a", "text": "b"}, "does not read text, label: remove it"),
+        ({**FILES, "max_length": 1}, "data.max_length: input should be greater than or equal to 2"),
+    ],
+)
+def test_keys_that_the_source_does_not_read_are_told(section: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        recipe.parse({**MINIMAL, "data": section}, "r.toml")

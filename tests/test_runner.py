@@ -145,7 +145,7 @@ def test_somebody_who_recorded_nothing(onnx_model: Models) -> None:
 
 
 def test_only_models_and_engines_open(onnx_model: Models) -> None:
-    with pytest.raises(ArtifactError, match="is a Samples, expected an OnnxModel or an Engine"):
+    with pytest.raises(ArtifactError, match="is a Samples, expected an OnnxModel, an Engine, a S"):
         runner.open(artifact.parent(onnx_model(), "samples"))
 
 

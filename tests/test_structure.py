@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edgekd import models, structure
 from edgekd.data import IO, Data
-from edgekd.eligible import Facts
+from edgekd.eligible import Facts, share_of_macs
 from edgekd.errors import UnsupportedError
 from edgekd.recipe import Quantization, Sparsity
 
@@ -131,20 +131,119 @@ class TestLayers:
         found = structure.layers(Further(), inputs, io)
         assert [facts.layer for facts in found if facts.is_output] == ["head"]
 
-    @pytest.mark.parametrize(
-        ("name", "words"),
-        [
-            ("shared", "layer fc runs more than once in a forward pass: .* one activation scale"),
-            ("tied", "layers blocks.0.fc1 and blocks.1.fc1 share one weight"),
-            ("keyword", "layer stem is called with its input by keyword"),
-            ("weight_norm", "layer stem computes its weight from other tensors"),
-        ],
-    )
-    def test_what_cannot_be_planned_layer_by_layer(self, name: str, words: str) -> None:
-        model, inputs, io = network(name)
-        with pytest.raises(UnsupportedError, match=words):
+    def test_a_layer_that_runs_twice_counts_twice(self) -> None:
+        found = layers("shared")
+        assert [(f.layer, f.runs, f.macs, f.is_output) for f in found] == [
+            ("fc", 2, 2 * 32 * 32, False),
+            ("head", 1, 32 * 4, True),
+        ]
+
+    def test_a_tied_weight_names_its_owner(self) -> None:
+        ties = {facts.layer: (facts.tied_to, facts.runs) for facts in layers("tied")}
+        assert ties["blocks.1.fc1"] == ("blocks.0.fc1", 1)
+        assert [name for name, (tied_to, _) in ties.items() if tied_to] == ["blocks.1.fc1"]
+
+    def test_a_layer_called_by_keyword_is_a_layer(self) -> None:
+        assert [facts.layer for facts in layers("keyword")] == ["stem", "head"]
+
+    def test_who_else_holds_a_weight(self) -> None:
+        class Looked(tiny_models.MLP):
+            def __init__(self) -> None:
+                super().__init__()
+                self.table = nn.Embedding(32, 32)
+                self.stem.weight = self.table.weight
+
+        _, inputs, io = network("mlp")
+        found = {f.layer: f.shared for f in structure.layers(Looked(), inputs, io)}
+        assert found["stem"] == "table.weight"
+        assert not found["head"]
+        rows = structure.plan(Looked(), inputs, io, Sparsity(), Quantization())
+        assert rows[0].int8_reason == "its weight is also read by table.weight: stays in float"
+        assert rows[0].sparse_reason == "its weight is also read by table.weight: stays dense"
+        assert [row.layer for row in rows].count("stem") == 1
+        assert len(rows) == 6  # and no product of the embedding's
+
+    def test_a_product_of_a_layers_weight_outside_of_it(self) -> None:
+        class Transposed(tiny_models.MLP):
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(nn.functional.linear(x, self.stem.weight.t()))
+
+        _, inputs, io = network("mlp")
+        rows = structure.plan(Transposed(), inputs, io, Sparsity(), Quantization())
+        assert "also read by other code than its own" in rows[0].int8_reason
+        assert (rows[-1].layer, rows[-1].macs, rows[-1].tied_to) == ("stem.weight", 1024, "stem")
+
+    def test_the_head_of_several_outputs_is_an_output_layer_in_every_run(self) -> None:
+        class Heads(tiny_models.MLP):
+            def forward(self, x: Tensor) -> Tensor:
+                self.kept = self.head(self.norm(self.stem(x)))
+                self.head(x)
+                return self.kept
+
+        _, inputs, io = network("mlp")
+        found = structure.layers(Heads(), inputs, io)
+        assert [(f.layer, f.runs) for f in found if f.is_output] == [("head", 2)]
+
+    def test_what_cannot_be_planned_layer_by_layer(self) -> None:
+        model, inputs, io = network("weight_norm")
+        with pytest.raises(UnsupportedError, match="layer stem computes its weight from other"):
             structure.layers(model, inputs, io)
         assert not any(module._forward_hooks for module in model.modules())
+        two = tiny_models.MLP()
+        two.blocks[1].fc1.weight = nn.Parameter(two.blocks[0].fc1.weight.data)
+        with pytest.raises(
+            UnsupportedError, match=r"layers blocks\.0\.fc1 and blocks\.1\.fc1 hold one piece"
+        ):
+            structure.layers(two, inputs, io)
+
+
+class TestShares:
+    """At least 95% of the operations of a Linear or Conv2d, at the sizes that are published."""
+
+    @pytest.mark.parametrize(
+        ("config", "shape", "blocks"),
+        [
+            (
+                {
+                    **configs.VIT,
+                    "image_size": 224,
+                    "patch_size": 16,
+                    "hidden_size": 384,
+                    "num_hidden_layers": 12,
+                    "num_attention_heads": 6,
+                    "intermediate_size": 1536,
+                    "num_labels": 1000,
+                },
+                (3, 224, 224),
+                12 * 6,
+            ),
+            (
+                {
+                    **configs.BERT,
+                    "vocab_size": 30522,
+                    "max_position_embeddings": 512,
+                    "hidden_size": 768,
+                    "num_attention_heads": 12,
+                    "intermediate_size": 3072,
+                },
+                (128,),
+                2 * 6 + 1,
+            ),
+        ],
+        ids=["ViT-S", "BERT-base, two blocks"],
+    )
+    def test_transformers(self, config: Any, shape: tuple[int, ...], blocks: int) -> None:
+        model = models.build({"spec": "hf:config.json", "config": config})
+        vision = len(shape) == 3
+        one = torch.randn(1, *shape) if vision else torch.randint(0, 99, (1, *shape))
+        io = tiny_data.images().io if vision else tiny_data.tokens().io
+        inputs = {io.inputs[0].name: one}
+        if not vision:
+            inputs["attention_mask"] = torch.ones_like(one)
+        rows = structure.plan(model, inputs, io, Sparsity(), Quantization())
+        assert sum(row.int8 and row.sparse for row in rows) == blocks
+        assert share_of_macs(rows, "int8") >= 0.95
+        assert share_of_macs(rows, "sparse") >= 0.95
 
 
 class TestProducts:

@@ -17,6 +17,5 @@ def load() -> Data:
         inputs=[Tensor(name="pixel_values", dtype="float32", shape=["batch", 3, 224, 224])],
         outputs=[Tensor(name="logits", dtype="float32", shape=["batch", CLASSES])],
         labels=[str(label) for label in range(CLASSES)],
-        preprocess={"layout": "NCHW", "images": "noise, standard normal"},
     )
     return Data(train=split, evaluation=split, io=io)

@@ -26,9 +26,11 @@ from torch import Tensor, nn
 from edgekd import progress
 from edgekd.artifact import replace_file
 from edgekd.data import Split
+from edgekd.distill.samples import as_stored
 from edgekd.errors import ConfigError
-from edgekd.models import Tensors, state, tensors
+from edgekd.models import Tensors, tensors
 from edgekd.recipe import Training
+from edgekd.weights import state
 
 CHECKPOINT = "checkpoint.safetensors"
 CHECKPOINT_SECONDS = 60.0
@@ -87,7 +89,7 @@ def train(run: Run) -> list[dict[str, float]]:
                 group["lr"] = learning_rate(settings, step)
             run.begin(step)
             inputs, target = run.split.take(batch_rows(run, step))
-            labels = tensors({"labels": target.astype(np.int64)}, run.model)["labels"]
+            labels = tensors({"labels": as_stored(target)}, run.model)["labels"]
             terms = run.loss(tensors(inputs, run.model), labels)
             total = torch.stack(list(terms.values())).sum()
             row = {name: float(term.detach()) for name, term in terms.items()}

@@ -6,7 +6,8 @@
   blocks. Dividing by the variance gives every depth the same say; without it the residual stream's
   growth would make the last blocks all that counts. (FitNets, arXiv 1412.6550, equation 3, without
   the regressor, which two equal widths do not need.)
-* labels: cross-entropy with the ground truth.
+* values: the same of an output that is no distribution, such as a detector's boxes.
+* labels: cross-entropy with the ground truth, or the user's own loss of the task.
 
 Blocks of teacher and student are paired by relative depth, so a student of half the depth is taught
 by every second block.
@@ -14,15 +15,18 @@ by every second block.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgekd.data import IO, python_object
 from edgekd.errors import ConfigError
 from edgekd.structure import first_tensor
+
+Task = Callable[[dict[str, Tensor], Tensor], Tensor]
 
 
 def logits(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -35,16 +39,57 @@ def logits(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 def blocks(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """Mean over blocks of MSE(student, teacher) / Var(teacher), float32[]."""
-    terms = [
-        F.mse_loss(s, t) / t.var(correction=0).clamp_min(1e-12)
-        for s, t in zip(student, teacher, strict=True)
-    ]
-    return torch.stack(terms).mean()
+    return torch.stack([values(s, t) for s, t in zip(student, teacher, strict=True)]).mean()
+
+
+def values(student: Tensor, teacher: Tensor) -> Tensor:
+    """MSE(student, teacher) / Var(teacher), float32[] from two tensors of one shape."""
+    return F.mse_loss(student, teacher) / teacher.var(correction=0).clamp_min(1e-12)
 
 
 def labels(student: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy in nats, float32[] from float32[batch, classes] and int64[batch]."""
     return F.cross_entropy(student, target)
+
+
+def task(spec: str | None, io: IO) -> Task:
+    """The loss of the task itself, from outputs and labels.
+
+    Args:
+        spec: ``python:<module>:<callable>`` from ({name: tensor}, labels) to a scalar tensor;
+            None for cross-entropy of the first output.
+        io: Names of the outputs and of the classes.
+
+    Raises:
+        ConfigError: It cannot be loaded, or there are no classes for the cross-entropy; when it is
+            called: it failed, or returned no scalar.
+    """
+    if spec is None:
+        if not io.labels:
+            raise ConfigError(
+                "distill.losses.task is missing: the network names no classes, so there is no "
+                "cross-entropy with the labels: give python:<module>:<callable>"
+            )
+        first = io.outputs[0].name
+        return lambda outputs, target: labels(outputs[first], target)
+    users = python_object(spec, "distill.losses.task")
+
+    def loss(outputs: dict[str, Tensor], target: Tensor) -> Tensor:
+        try:
+            found = users(outputs, target)
+        except Exception as error:  # whatever the user's code raises is the user's to mend
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                f"distill.losses.task {spec!r} failed: {type(error).__name__}: {reason}"
+            ) from error
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ConfigError(
+                f"distill.losses.task {spec!r} returned {shape}, expected a tensor of one number"
+            )
+        return found.reshape(())
+
+    return loss
 
 
 def paired(student: Sequence[str], teacher: Sequence[str]) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from edgekd.data import IO
 from edgekd.distill import losses
 from edgekd.distill.intervention import Intervention
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, ContractError, names_that_exist
 from edgekd.models import Tensors, forward
 from edgekd.recipe import Losses
 from edgekd.structure import blocks
@@ -25,7 +25,7 @@ class Objective:
         io: IO,
         intervention: Intervention | None = None,
     ) -> None:
-        """Tap the paired blocks of both networks when block features are asked for.
+        """Weigh every output; tap the paired blocks when block features are asked for.
 
         Args:
             settings: Weights of the terms.
@@ -33,10 +33,16 @@ class Objective:
             teacher: Frozen.
             io: Names of the outputs.
             intervention: Teacher signals in the student's forward pass; adds its own term.
+
+        Raises:
+            ConfigError: A weight is given for an output there is not, or the task's loss cannot be
+                loaded.
         """
         self._settings, self._io = settings, io
         self._student, self._teacher = student, teacher
         self._intervention = intervention
+        self._weights = _output_weights(settings, io)
+        self._task = losses.task(settings.task, io) if settings.labels > 0 else None
         self._taps: list[losses.Taps] = []
         if settings.blocks > 0:
             pairs = losses.paired(blocks(student), blocks(teacher))
@@ -48,27 +54,41 @@ class Objective:
     def __call__(self, inputs: Tensors, target: Tensor) -> Tensors:
         """Terms {name: float32[]}, each times its weight; terms of weight 0 are not computed."""
         settings = self._settings
-        output = self._io.outputs[0].name
         with torch.no_grad():
-            taught = forward(self._teacher, inputs, self._io)[output]
-        answered = forward(self._student, inputs, self._io)[output]
-        if answered.shape != taught.shape:
-            raise ConfigError(
-                f"student and teacher disagree on {output}: {list(answered.shape)} against "
-                f"{list(taught.shape)}; give the student as many classes as the teacher"
-            )
+            taught = self._answers("teacher", self._teacher, inputs)
+        answered = self._answers("student", self._student, inputs)
+        for output, found in answered.items():
+            if found.shape != taught[output].shape:
+                raise ConfigError(
+                    f"student and teacher disagree on {output}: {list(found.shape)} against "
+                    f"{list(taught[output].shape)}; give the student as many classes as the teacher"
+                )
         terms: Tensors = {}
-        if settings.logits > 0:
-            terms["logits"] = settings.logits * losses.logits(
-                answered, taught, settings.temperature
-            )
+        for index, (output, role) in enumerate(self._io.roles().items()):
+            weight = self._weights[output]
+            if weight > 0:
+                ours, theirs = answered[output], taught[output]
+                loss = (
+                    losses.logits(ours, theirs, settings.temperature)
+                    if role == "logits"
+                    else losses.values(ours, theirs)
+                )
+                terms[f"{role}.{output}" if index else role] = weight * loss
         if settings.blocks > 0:
             terms["blocks"] = settings.blocks * self._block_loss()
-        if settings.labels > 0:
-            terms["labels"] = settings.labels * losses.labels(answered, target)
+        if self._task is not None:
+            terms["labels"] = settings.labels * self._task(answered, target)
         if self._intervention is not None:
             terms["intervention"] = self._intervention.loss()
         return terms
+
+    def _answers(self, who: str, network: nn.Module, inputs: Tensors) -> Tensors:
+        try:
+            return forward(network, inputs, self._io)
+        except ContractError as error:
+            raise ConfigError(
+                f"the {who}: {error}; teacher and student need the same outputs"
+            ) from error
 
     def remove(self) -> None:
         """Take taps and intervention off both networks again."""
@@ -86,3 +106,18 @@ class Objective:
                     f"{list(b.shape)}; give them one width, or set distill.losses.blocks to 0"
                 )
         return losses.blocks(mine, theirs)
+
+
+def _output_weights(settings: Losses, io: IO) -> dict[str, float]:
+    """What each output counts: `Losses.outputs`, of logits times `Losses.logits`."""
+    roles = io.roles()
+    for name in settings.outputs:
+        if name not in roles:
+            raise ConfigError(
+                f"distill.losses.outputs: there is no output {name!r}. "
+                f"{names_that_exist(name, roles)}"
+            )
+    return {
+        name: settings.outputs.get(name, 1.0) * (settings.logits if role == "logits" else 1.0)
+        for name, role in roles.items()
+    }

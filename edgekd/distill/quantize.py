@@ -12,14 +12,14 @@ clips weights that grow, which is what Model Optimizer's QAT does. Scales are va
 holds, so the fp16 and the fp32 graph ship the same ones (see `edgekd.quant`).
 
 The mask and the weight quantizer are one torch parametrization of ``weight``; the input quantizer
-is a child module with a forward pre-hook. Both work on any subclass of Linear or Conv2d.
-Calibration is Model Optimizer's, on a copy; only its amax is taken.
+is a child module with a forward pre-hook. Both work on any subclass of Linear or Conv2d. Layers
+that hold one parameter hold it still, under two parametrizations with equal masks, so the integers
+are equal too; each has an input scale of its own (see `edgekd.distill.calibrate`).
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from edgekd import sparse24
-from edgekd.distill.sparsify import as_matrix, quiet
+from edgekd.distill.sparsify import as_matrix
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ContractError
-from edgekd.quant import INT8_MAX, INT8_MIN, SCALE_OF_ZERO, scale_from_amax
+from edgekd.quant import INT8_MAX, INT8_MIN, SCALE_OF_ZERO
+from edgekd.weights import state
 
 
 class FakeQuant(torch.autograd.Function):
@@ -99,83 +100,6 @@ def weight_scale(weight: Tensor) -> Tensor:
     return torch.where(amax > 0, up.float(), SCALE_OF_ZERO)
 
 
-def calibrate(
-    model: nn.Module,
-    rows: Sequence[LayerPlan],
-    masks: Mapping[str, Tensor],
-    run: Callable[[nn.Module], None],
-) -> dict[str, Tensor]:
-    """Input scales of every planned layer, by max calibration of the masked float network.
-
-    Args:
-        model: The float network; not changed.
-        rows: The layer plan.
-        masks: 2:4 masks by layer.
-        run: Passes the calibration batches through the network it is given.
-
-    Returns:
-        {layer: float32[]}, in float16's values.
-
-    Raises:
-        ContractError: The network already carries quantizers, a planned layer has no enabled one,
-            a layer outside the plan has one, or an amax is missing, zero, not finite or too large.
-    """
-    planned = [row.layer for row in rows if row.int8]
-    if not planned:
-        return {}
-    _no_quantizers(model, "calibrate: the network")
-    with quiet():
-        import modelopt.torch.quantization as mtq
-
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        for layer, mask in masks.items():
-            twin.get_submodule(layer).weight.mul_(mask)  # type: ignore[operator]
-    config: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
-    for layer in planned:
-        for side, axis in (("input", None), ("weight", 0)):
-            name = f"{layer}.{side}_quantizer"
-            config.append({"quantizer_name": name, "cfg": {"num_bits": 8, "axis": axis}})
-    with quiet(), torch.no_grad():
-        try:
-            twin = mtq.quantize(twin, {"quant_cfg": config, "algorithm": "max"}, run)
-        except RuntimeError as error:  # none of the layers is of a class it converts
-            reason = " ".join(str(error).split())[:200]
-            raise ContractError(
-                f"calibrate: Model Optimizer cannot quantize {', '.join(planned[:3])}: {reason}"
-            ) from error
-    enabled = {
-        name
-        for name, module in twin.named_modules()
-        if name.endswith("_quantizer") and getattr(module, "is_enabled", False)
-    }
-    wanted = {f"{layer}.{side}_quantizer" for layer in planned for side in ("input", "weight")}
-    if enabled != wanted:
-        raise ContractError(
-            f"calibrate: Model Optimizer enabled {len(enabled)} quantizers, expected {len(wanted)}"
-            f"; missing: {', '.join(sorted(wanted - enabled)) or 'none'}; not planned: "
-            f"{', '.join(sorted(enabled - wanted)) or 'none'}; it converts a Linear or Conv2d with "
-            "torch's own forward only, add others to quantization.exclude"
-        )
-    return {layer: _scale(layer, twin) for layer in planned}
-
-
-def _scale(layer: str, twin: nn.Module) -> Tensor:
-    """Input scale of a layer from the amax that calibration saw."""
-    amax = getattr(twin.get_submodule(f"{layer}.input_quantizer"), "amax", None)
-    value = float("nan") if amax is None else float(amax)
-    if not 0.0 < value < float("inf"):
-        raise ContractError(
-            f"calibrate: the input of {layer} has amax {value}, expected a positive number: "
-            "the calibration data never reached it, is all zero, or the network overflows"
-        )
-    try:
-        scale = scale_from_amax(value)
-    except ContractError as error:
-        raise ContractError(f"calibrate: the input of {layer}: {error}") from error
-    return torch.tensor(scale, dtype=torch.float32).reshape(())
-
-
 def attach(
     model: nn.Module,
     rows: Sequence[LayerPlan],
@@ -188,7 +112,7 @@ def attach(
         ContractError: A planned layer has no mask or scale, or the network already carries
         quantizers.
     """
-    _no_quantizers(model, "attach: the network")
+    no_quantizers(model, "attach: the network")
     for row in rows:
         if not (row.int8 or row.sparse):
             continue
@@ -202,9 +126,30 @@ def attach(
             quantizer = WeightQuantizer(masks[row.layer].clone() if row.sparse else None)
             parametrize.register_parametrization(module, "weight", quantizer, unsafe=True)
             module.add_module("input_quantizer", InputQuantizer(input_scales[row.layer].clone()))
-            module.register_forward_pre_hook(_quantize_input)
+            module.register_forward_pre_hook(_quantize_input, with_kwargs=True)
         elif row.sparse:
             parametrize.register_parametrization(module, "weight", Mask(masks[row.layer].clone()))
+
+
+def attach_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Put 2:4 masks alone on their layers, in place, to train the float network under them."""
+    for layer, mask in masks.items():
+        module = model.get_submodule(layer)
+        parametrize.register_parametrization(module, "weight", Mask(mask.clone()))
+
+
+def bake_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Take the masks of `attach_masks` off again; what they hid is zero in the weights, in place.
+
+    Raises:
+        ContractError: A layer carries no mask, or not the given one.
+    """
+    for layer, mask in masks.items():
+        module = model.get_submodule(layer)
+        carried = mask_of(module)
+        if carried is None or not torch.equal(carried, mask.to(carried.device)):
+            raise ContractError(f"batchnorm warm-up: the 2:4 mask of {layer} was lost or changed")
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
 
 class Mask(nn.Module):
@@ -254,7 +199,7 @@ def verify(
             f"{', '.join(sorted(set(planned) - set(found))) or 'none'}; not planned: "
             f"{', '.join(sorted(set(found) - set(planned))) or 'none'}"
         )
-    _no_quantizers(teacher, "verify: the teacher")
+    no_quantizers(teacher, "verify: the teacher")
     for row in rows:
         if not row.sparse:
             continue
@@ -264,6 +209,14 @@ def verify(
             raise ContractError(f"verify: the 2:4 mask of {row.layer} was lost or changed")
         assert isinstance(module.weight, Tensor)
         sparse24.check(as_matrix(module.weight), f"verify: {row.layer}")
+    for row in rows:
+        if row.tied_to and (row.int8 or row.sparse):
+            one, two = (student.get_submodule(name) for name in (row.tied_to, row.layer))
+            if original(one) is not original(two) or not torch.equal(one.weight, two.weight):  # type: ignore[arg-type]
+                raise ContractError(
+                    f"verify: {row.layer} and {row.tied_to} were one weight and are two: the tie "
+                    "was lost"
+                )
 
 
 def input_scale(module: nn.Module) -> Tensor:
@@ -280,18 +233,37 @@ def mask_of(module: nn.Module) -> Tensor | None:
     return getattr(module.parametrizations.weight[0], "mask", None)  # type: ignore[index, union-attr]
 
 
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict under the plain network's names: latent weights, no masks, no quantizers."""
+    weights = state(model)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not parametrize.is_parametrized(module, "weight"):
+            continue
+        hidden = (f"{name}.parametrizations.weight.", f"{name}.input_quantizer.")
+        for key in [key for key in weights if key.startswith(hidden)]:
+            del weights[key]
+        weights[f"{name}.weight"] = latent_weight(module).clone().contiguous()
+    return weights
+
+
 def latent_weight(module: nn.Module) -> Tensor:
     """The float weight under the parametrization, masked where there is a mask."""
-    if not parametrize.is_parametrized(module, "weight"):
-        weight = module.weight
-    else:
-        weight = module.parametrizations.weight.original  # type: ignore[union-attr]
-    assert isinstance(weight, Tensor)
+    weight = original(module)
     mask = mask_of(module)
     return weight.detach() if mask is None else weight.detach() * mask
 
 
-def _no_quantizers(model: nn.Module, who: str) -> None:
+def original(module: nn.Module) -> Tensor:
+    """The parameter that trains, under the parametrization where there is one."""
+    if parametrize.is_parametrized(module, "weight"):
+        weight = module.parametrizations.weight.original  # type: ignore[union-attr]
+    else:
+        weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def no_quantizers(model: nn.Module, who: str) -> None:
     """No quantizer of anybody's is on the network; they all are children named so."""
     found = [name for name, _ in model.named_modules() if name.endswith("_quantizer")]
     if found:
@@ -301,5 +273,12 @@ def _no_quantizers(model: nn.Module, who: str) -> None:
         )
 
 
-def _quantize_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (module.input_quantizer(args[0]), *args[1:])  # type: ignore[operator]
+def _quantize_input(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Quantize the input, given by position or by its name in torch's layers."""
+    quantizer = module.input_quantizer
+    assert isinstance(quantizer, InputQuantizer)
+    if args:
+        return (quantizer(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "input": quantizer(kwargs["input"])}

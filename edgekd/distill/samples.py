@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd import metric
 from edgekd.data import IO, Arrays, Data
 
 
@@ -18,7 +20,7 @@ def choose(data: Data, count: int) -> Arrays:
     rows = spread(len(data.evaluation), count)
     inputs, labels = data.evaluation.take(rows)
     named = {f"input.{name}": array for name, array in inputs.items()}
-    return {**named, "labels": labels.astype(np.int64), "ids": rows}
+    return {**named, "labels": as_stored(labels), "ids": rows}
 
 
 def spread(total: int, count: int) -> NDArray[np.int64]:
@@ -26,10 +28,14 @@ def spread(total: int, count: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, total - 1, min(count, total)).round().astype(np.int64))
 
 
-def accuracy(outputs: Arrays, labels: NDArray[np.int64], io: IO) -> float:
-    """Top-1 of the first output, 0 to 1."""
-    logits = outputs[io.outputs[0].name]
-    return float((logits.argmax(axis=-1) == labels).mean())
+def as_stored(labels: NDArray[Any]) -> NDArray[Any]:
+    """Labels in the type that everything downstream has: int64 for whole numbers, else float32."""
+    return labels.astype(np.int64 if labels.dtype.kind in "iub" else np.float32)
+
+
+def accuracy(outputs: Arrays, labels: NDArray[Any], io: IO) -> float | None:
+    """Mean score, 0 to 1: top-1 or the recipe's metric; None where nothing can be scored."""
+    return metric.mean(outputs, labels, io)
 
 
 def save(path: Path, samples: Arrays, **recorded: Arrays) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -60,7 +61,13 @@ def masks(model: nn.Module, rows: Sequence[LayerPlan]) -> dict[str, Tensor]:
         for name, module in pruned.named_modules()
         if name in planned
     }
-    return {layer: _proven(layer, found.get(layer), model) for layer in planned}
+    proven = {layer: _proven(layer, found.get(layer), model) for layer in planned}
+    for row in rows:
+        if row.sparse and row.tied_to and not torch.equal(proven[row.layer], proven[row.tied_to]):
+            raise ContractError(
+                f"sparsify: {row.layer} and {row.tied_to} are one weight but got two masks"
+            )
+    return proven
 
 
 def as_matrix(weight: Tensor) -> NDArray[np.float32]:

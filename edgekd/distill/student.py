@@ -1,9 +1,9 @@
 """Quantization-aware distillation: teacher and recipe in, 2:4-sparse INT8 Student out.
 
 The order is fixed and each step proves what it did before the next begins: plan (which layers, and
-why not the others), masks (2:4, on float weights), calibration (of the masked network), quantizers,
-distillation. Model Optimizer would accept some other orders in silence and sparsify nothing; here
-there is no other order to ask for.
+why not the others), masks (2:4, on float weights), batch norm (warmed up, frozen, folded),
+calibration (of the masked network), quantizers, distillation. Model Optimizer would accept some
+other orders in silence and sparsify nothing; here there is no other order to ask for.
 """
 
 from __future__ import annotations
@@ -14,17 +14,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from edgekd import artifact, data, eligible, kinds, models, progress, structure
+from edgekd import (
+    artifact,
+    data,
+    eligible,
+    io_json,
+    kinds,
+    metric,
+    models,
+    progress,
+    sources,
+    structure,
+)
 from edgekd.artifact import Artifact, Question, Work, file_hash, source_hash, versions
-from edgekd.distill import device, loop, losses, quantize, samples, sparsify
+from edgekd.distill import batchnorm, device, loop, losses, quantize, samples, sparsify
+from edgekd.distill.calibrate import calibrate
 from edgekd.distill.intervention import Intervention, chosen_sites, residual_sites
 from edgekd.distill.objective import Objective
-from edgekd.distill.teacher import TOOLS, teach, user_sources
+from edgekd.distill.teacher import DATA_SOURCES, TOOLS, teach, user_sources
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ContractError
 from edgekd.recipe import Recipe
+from edgekd.weights import load_weights
 
 StudentArm = Literal["dense", "sparse"]
 
@@ -66,8 +79,10 @@ def question(recipe: Recipe, teacher: Artifact, arm: StudentArm) -> Question:
         "edgekd": source_hash(
             "edgekd.distill",
             "edgekd.models",
+            "edgekd.weights",
+            "edgekd.unpack",
             "edgekd.structure",
-            "edgekd.data",
+            *DATA_SOURCES,
             "edgekd.eligible",
             "edgekd.quant",
             "edgekd.sparse24",
@@ -88,7 +103,7 @@ def question(recipe: Recipe, teacher: Artifact, arm: StudentArm) -> Question:
 
 
 def _write(recipe: Recipe, parent: Artifact, arm: StudentArm, work: Work) -> Mapping[str, Any]:
-    examples = data.load(recipe.data.source)
+    examples = sources.load(recipe)
     device.prepare(recipe)
     description = models.describe(recipe.student.model or recipe.teacher.model, recipe.base)
     teacher, student = _networks(parent, description, _own_weights(recipe))
@@ -98,11 +113,10 @@ def _write(recipe: Recipe, parent: Artifact, arm: StudentArm, work: Work) -> Map
 
     sparsity = recipe.sparsity if arm == "sparse" else None
     rows = structure.plan(student, one, examples.io, sparsity, recipe.quantization)
-    _anything_planned(recipe, rows)
+    _anything_planned(recipe, rows, arm)
     masks = sparsify.masks(student, rows)
-    scales = quantize.calibrate(
-        student, rows, masks, lambda twin: _feed(twin, calibration, examples)
-    )
+    norms = _batchnorm(recipe, examples, student, teacher, masks, work.keep)
+    scales = calibrate(student, rows, masks, lambda twin: _feed(twin, calibration, examples))
     quantize.attach(student, rows, masks, scales)
 
     def check() -> None:
@@ -125,9 +139,55 @@ def _write(recipe: Recipe, parent: Artifact, arm: StudentArm, work: Work) -> Map
         )
     )
     objective.remove()
-    _save(work.scratch, student, rows, curve, description)
+    folded = {"folded": norms["folded"]} if norms["folded"] else {}
+    _save(work.scratch, student, rows, curve, {**description, **folded})
     results = _record(work.scratch, recipe, examples, student, teacher, rows)
-    return results | {"intervention_sites": intervention.sites if intervention else []}
+    return results | {
+        "intervention_sites": intervention.sites if intervention else [],
+        "batchnorm_folded": len(norms["folded"]),
+        "batchnorm_frozen": norms["frozen"],
+    }
+
+
+def _batchnorm(
+    recipe: Recipe,
+    examples: data.Data,
+    student: nn.Module,
+    teacher: nn.Module,
+    masks: Mapping[str, Tensor],
+    keep: Path,
+) -> dict[str, Any]:
+    """Warm the student's batch norms up, freeze and fold them; what was folded, what stays."""
+    batch = _batches(examples, models.BATCH)[0]
+    one = {name: array[:1] for name, array in batch.items()}
+    found = batchnorm.pairs(student, models.tensors(one, student), examples.io)
+    names = batchnorm.norms(student)
+    if not names:
+        return {"folded": [], "frozen": []}
+    quantize.attach_masks(student, masks)
+    steps = recipe.distill.batchnorm_warmup
+    if steps:
+        objective = Objective(recipe.distill.losses, student, teacher, examples.io)
+        (keep / "batchnorm").mkdir(parents=True, exist_ok=True)
+        loop.train(
+            loop.Run(
+                label="batchnorm warm-up",
+                model=student,
+                loss=objective,
+                split=examples.train,
+                settings=recipe.distill.model_copy(update={"steps": steps}),
+                seed=recipe.seed,
+                keep=keep / "batchnorm",
+            )
+        )
+        objective.remove()
+    quantize.bake_masks(student, masks)
+    batchnorm.freeze(student)
+    batchnorm.fold(student, found, masks, batch, examples.io)
+    frozen = sorted(set(names) - {norm for _, norm in found})
+    left = f"; {len(frozen)} stay, frozen: {', '.join(frozen[:3])}" if frozen else ""
+    progress.say(f"batch norm: {len(found)} of {len(names)} folded after {steps} steps{left}")
+    return {"folded": [list(pair) for pair in found], "frozen": frozen}
 
 
 def _intervention(
@@ -157,11 +217,11 @@ def _networks(
     """
     teacher_description = parent.read_json("model.json")
     teacher = models.build(teacher_description)
-    models.load_weights(teacher, parent.file("model.safetensors"))
+    load_weights(teacher, parent.file("model.safetensors"))
     student = models.build(description)
     shapes = [{n: t.shape for n, t in net.state_dict().items()} for net in (teacher, student)]
     if weights is not None:
-        models.load_weights(student, weights)
+        load_weights(student, weights)
     elif description["config"] == teacher_description["config"] and shapes[0] == shapes[1]:
         student.load_state_dict(teacher.state_dict())
     else:
@@ -184,14 +244,20 @@ def _feed(model: nn.Module, batches: Sequence[data.Arrays], examples: data.Data)
         models.run(model, batch, examples.io)
 
 
-def _anything_planned(recipe: Recipe, rows: Sequence[LayerPlan]) -> None:
+def _anything_planned(recipe: Recipe, rows: Sequence[LayerPlan], arm: StudentArm) -> None:
     if not rows:
         raise ContractError(f"recipe {recipe.name}: the student has no Linear or Conv2d layer")
-    if not any(row.int8 for row in rows):
-        raise ContractError(
-            f"recipe {recipe.name}: no layer of the student can be INT8; {rows[0].layer}: "
-            f"{rows[0].int8_reason}; widen quantization.include or choose another student"
-        )
+    if any(row.int8 or row.sparse for row in rows):
+        return
+    # The first layer is often the odd one (three channels); the largest tells what to change.
+    largest = max(rows, key=lambda row: row.macs)
+    advice = "widen quantization.include or choose another student"
+    if arm == "dense" and "quantization.convolutions" in largest.int8_reason:
+        advice = "leave 'dense' out of the recipe's arms, or set quantization.convolutions = true"
+    raise ContractError(
+        f"recipe {recipe.name}: no layer of the {arm} student can be INT8"
+        f"{' or 2:4' if arm == 'sparse' else ''}; {largest.layer}: {largest.int8_reason}; {advice}"
+    )
 
 
 def _save(
@@ -203,23 +269,16 @@ def _save(
 ) -> None:
     """Float weights (masked), quantizers, plan and curve, under the plain network's names."""
     quantizers = {}
-    weights = models.state(student)
+    weights = quantize.plain_state(student)
     for row in rows:
-        if not (row.int8 or row.sparse):
-            continue
-        module = student.get_submodule(row.layer)
-        prefix = f"{row.layer}."
-        latent = quantize.latent_weight(module)
-        for name in [n for n in weights if n.startswith(f"{prefix}parametrizations.weight.")]:
-            del weights[name]
-        weights.pop(f"{prefix}input_quantizer.scale", None)
-        weights[f"{prefix}weight"] = latent.contiguous()
-        mask = quantize.mask_of(module)
+        module = student.get_submodule(row.layer) if row.int8 or row.sparse else None
+        mask = None if module is None else quantize.mask_of(module)
         if mask is not None:
-            quantizers[f"{prefix}mask"] = mask
-        if row.int8:
-            quantizers[f"{prefix}weight_scale"] = quantize.weight_scale(latent).flatten()
-            quantizers[f"{prefix}input_scale"] = quantize.input_scale(module)
+            quantizers[f"{row.layer}.mask"] = mask
+        if module is not None and row.int8:
+            latent = weights[f"{row.layer}.weight"]
+            quantizers[f"{row.layer}.weight_scale"] = quantize.weight_scale(latent).flatten()
+            quantizers[f"{row.layer}.input_scale"] = quantize.input_scale(module)
     save_file(weights, scratch / "model.safetensors")
     save_file(quantizers, scratch / "quantizers.safetensors")
     plan = [row.as_json() for row in rows]
@@ -243,12 +302,12 @@ def _record(
     inputs, io = data.inputs_of(chosen), examples.io
     ours, theirs = models.run(student, inputs, io), models.run(teacher, inputs, io)
     samples.save(scratch / "samples.npz", chosen, teacher=theirs, student=ours)
-    (scratch / "io.json").write_text(io.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    io_json.save(io, examples.files, scratch)
     results = {
         "accuracy": samples.accuracy(ours, chosen["labels"], io),
         "teacher_accuracy": samples.accuracy(theirs, chosen["labels"], io),
         "samples": len(chosen["labels"]),
-        "parameters": sum(row.n * row.k for row in rows),
+        "parameters": sum(row.n * row.k for row in rows if not row.tied_to),
         "layers": len(rows),
         "layers_int8": sum(row.int8 for row in rows),
         "layers_sparse": sum(row.sparse for row in rows),
@@ -256,8 +315,9 @@ def _record(
         "macs_share_sparse": eligible.share_of_macs(rows, "sparse"),
     }
     progress.say(
-        f"student: accuracy {results['accuracy']:.2%} (teacher {results['teacher_accuracy']:.2%}) "
-        f"on {results['samples']} samples; {results['layers_int8']} of {results['layers']} layers "
-        f"INT8, {results['layers_sparse']} 2:4"
+        f"student: accuracy {metric.told(results['accuracy'], io)} (teacher "
+        f"{metric.told(results['teacher_accuracy'], io)}) on {results['samples']} samples; "
+        f"{results['layers_int8']} of {results['layers']} layers INT8, "
+        f"{results['layers_sparse']} 2:4"
     )
     return results

@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekd import artifact, data, kinds, models, progress
+from edgekd import artifact, data, io_json, kinds, metric, models, progress
+from edgekd import sources as data_sources
 from edgekd.artifact import Artifact, Question, Work, file_hash, source_hash, versions
 from edgekd.distill import device, loop, losses, samples
 from edgekd.errors import ConfigError
 from edgekd.recipe import Recipe
+from edgekd.weights import load_weights, save_weights
 
 TOOLS = ("torch", "transformers", "numpy", "safetensors")
+# The code that decides what an example is.
+DATA_SOURCES = ("edgekd.data", "edgekd.io_json", "edgekd.metric", "edgekd.noise",
+                "edgekd.sources", "edgekd.interface", "edgekd.processors",
+                "edgekd.preprocess")  # fmt: skip
 
 
 def teach(recipe: Recipe, out: Path) -> Artifact:
@@ -33,16 +39,19 @@ def question(recipe: Recipe) -> Question:
     """What decides a Teacher: its sections, and hashes of the code, data and weights used."""
     spec = recipe.teacher.model
     sources = {
-        "edgekd": source_hash("edgekd.distill", "edgekd.models", "edgekd.data"),
+        "edgekd": source_hash(
+            "edgekd.distill", "edgekd.models", "edgekd.weights", "edgekd.unpack", *DATA_SOURCES
+        ),
         **user_sources(recipe, spec),
         **models.source_files(spec, recipe.base),
     }
-    sources["examples"] = data.content_hash(data.load(recipe.data.source))
+    sources["examples"] = data.content_hash(data_sources.load(recipe))
     weights = checkpoint(recipe)
     if weights is not None and weights.is_file():
         sources["checkpoint"] = file_hash(weights)
     config = {
         "teacher": recipe.teacher.model_dump(),
+        "task": recipe.distill.losses.task if recipe.teacher.fit is not None else None,
         "data": recipe.data.model_dump(),
         "seed": recipe.seed,
         "name": recipe.name,
@@ -52,10 +61,10 @@ def question(recipe: Recipe) -> Question:
 
 
 def user_sources(recipe: Recipe, *specs: str) -> dict[str, str]:
-    """Hashes of the Python modules a recipe names, among its data source and the given specs."""
+    """Hashes of the Python modules a recipe names, for data and losses and as the given specs."""
     found = {}
-    for spec in (recipe.data.source, *specs):
-        module = data.python_module(spec)
+    for spec in (recipe.data.source, recipe.data.metric, recipe.distill.losses.task, *specs):
+        module = data.python_module(spec or "")
         if module is not None:
             # A user's module counts with its package, helpers included; ours stands for itself.
             package = module.partition(".")[0]
@@ -77,7 +86,7 @@ def checkpoint(recipe: Recipe) -> Path | None:
 
 
 def _write(recipe: Recipe, work: Work) -> Mapping[str, Any]:
-    examples = data.load(recipe.data.source)
+    examples = data_sources.load(recipe)
     device.prepare(recipe)
     description = models.describe(recipe.teacher.model, recipe.base)
     model = models.build(description).to(device.name())
@@ -86,12 +95,12 @@ def _write(recipe: Recipe, work: Work) -> Mapping[str, Any]:
     weights = checkpoint(recipe)
     results: dict[str, Any] = {"fitted": recipe.teacher.fit is not None}
     if recipe.teacher.fit is not None:
-        output = examples.io.outputs[0].name
+        task = losses.task(recipe.distill.losses.task, examples.io)
         run = loop.Run(
             label="fit teacher",
             model=model,
             loss=lambda inputs, target: {
-                "labels": losses.labels(models.forward(model, inputs, examples.io)[output], target)
+                "labels": task(models.forward(model, inputs, examples.io), target)
             },
             split=examples.train,
             settings=recipe.teacher.fit,
@@ -102,7 +111,7 @@ def _write(recipe: Recipe, work: Work) -> Mapping[str, Any]:
         lines = "".join(json.dumps(row) + "\n" for row in curve)
         (work.scratch / "losses.jsonl").write_text(lines, encoding="utf-8")
     elif weights is not None:
-        models.load_weights(model, weights)
+        load_weights(model, weights)
     else:
         raise ConfigError(
             f"recipe {recipe.name}: the teacher {recipe.teacher.model!r} has no weights: give "
@@ -111,11 +120,12 @@ def _write(recipe: Recipe, work: Work) -> Mapping[str, Any]:
     chosen = samples.choose(examples, recipe.data.samples)
     outputs = models.run(model, data.inputs_of(chosen), examples.io)
     samples.save(work.scratch / "samples.npz", chosen, teacher=outputs)
-    models.save_weights(model, work.scratch / "model.safetensors")
+    save_weights(model, work.scratch / "model.safetensors")
     (work.scratch / "model.json").write_text(json.dumps(description, indent=1, sort_keys=True))
-    (work.scratch / "io.json").write_text(examples.io.model_dump_json(indent=1))
+    io_json.save(examples.io, examples.files, work.scratch)
     results["accuracy"] = samples.accuracy(outputs, chosen["labels"], examples.io)
     results["samples"] = len(chosen["labels"])
     results["parameters"] = sum(p.numel() for p in model.parameters())
-    progress.say(f"teacher: accuracy {results['accuracy']:.2%} on {results['samples']} samples")
+    told = metric.told(results["accuracy"], examples.io)
+    progress.say(f"teacher: accuracy {told} on {results['samples']} samples")
     return results

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekd import artifact, kinds, qdq
+from edgekd import artifact, io_json, kinds, qdq
 from edgekd.artifact import Artifact, Question, Work
 from edgekd.data import IO
 from edgekd.engine import bundle as bundles
@@ -30,10 +30,12 @@ from edgekd.engine import layers, ort, trt
 from edgekd.errors import ArtifactError, EdgekdError, UnsupportedError
 from edgekd.origin import source_hash, versions
 from edgekd.progress import say
+from edgekd.recipe import Export
 from edgekd.target import Target
 
 # What tensorrt-rtx 1.7 can build for; a test holds this against the module itself.
 RTX_COMPUTE_CAPABILITIES = ([7, 5], [8, 0], [8, 6], [8, 9], [12, 0], [12, 1])
+EXTERNAL = "ort.onnx.data"  # weights of a graph too large for one file
 EVIDENCE = (
     "evidence, not the target's engine: TensorRT-RTX parsed the graph, kept Int8 weights and fused "
     "attention; it proves neither TensorRT's choices nor sparse kernels, and is never run"
@@ -80,13 +82,31 @@ def build(
         reason = f"no {'TensorRT' if here else 'such device'} here"
         say(f"{target.name}: {reason}, so a Bundle is made to build on the device itself")
     packed = bundles.arms_of(model, arms or {})
-    evidence = {}
+    engines = {}
     if target.compute_capability in RTX_COMPUTE_CAPABILITIES:
-        evidence = {
+        engines = {
             name: _build_plan(each, target, out, "tensorrt-rtx", None)
             for name, each in packed.items()
         }
-    return bundles.make(model, target, out, arms=packed, evidence=evidence, reason=reason)
+    return bundles.make(model, target, out, arms=packed, evidence=engines, reason=reason)
+
+
+def evidence(model: Artifact, target: Target, out: Path) -> Artifact:
+    """Build TensorRT-RTX's engine of a graph, without any device, and prove what it runs.
+
+    Args:
+        model: An OnnxModel.
+        target: A device whose compute capability is among `RTX_COMPUTE_CAPABILITIES`.
+        out: Directory of artifacts.
+
+    Returns:
+        The Engine, which `build` takes from cache for its Bundle.
+
+    Raises:
+        EdgekdError: As `build`; a ContractError where the engine is not INT8 and fused as planned.
+    """
+    _check_graph(model, target)
+    return _build_plan(model, target, out, "tensorrt-rtx", None)
 
 
 @dataclass(frozen=True)
@@ -181,6 +201,8 @@ def _build_ort(model: Artifact, target: Target, out: Path) -> Artifact:
     def write(work: Work) -> dict[str, Any]:
         ort.Session(model.file("ort.onnx"), options)
         shutil.copyfile(model.file("ort.onnx"), work.scratch / "model.onnx")
+        if EXTERNAL in model.manifest.files:  # the graph names this file
+            shutil.copyfile(model.file(EXTERNAL), work.scratch / EXTERNAL)
         _write_json(work.scratch / "session.json", options)
         return _common(work, model, "onnxruntime", [], [], planned=0)
 
@@ -205,9 +227,10 @@ def _build_plan(
     }
     question = _question(model, target, runtime, settings)
     planned = [
-        layers.Planned(row["layer"], row["node"], row["n"] * row["k"])
+        layers.Planned(row["layer"], node, _elements(row))
         for row in model.read_json("layers.json")
         if row["int8"]
+        for node in row["node"].split(" + ")
     ]
 
     def write(work: Work) -> dict[str, Any]:
@@ -277,8 +300,8 @@ def _common(
 ) -> dict[str, Any]:
     """Write what every Engine holds; returns its results."""
     # The Engine must say by itself what goes in, and what ONNX Runtime answered to the Samples.
-    for name in ("io.json", "outputs.npz"):
-        shutil.copyfile(model.file(name), work.scratch / name)
+    io_json.copy(model, work.scratch)
+    shutil.copyfile(model.file("outputs.npz"), work.scratch / "outputs.npz")
     document = {
         "engine_layers": json.loads(layers.to_json(table)),
         "ran": [asdict(row) for row in rows],
@@ -296,22 +319,25 @@ def _common(
 
 
 def _profiles(model: Artifact) -> dict[str, trt.ShapeRange]:
-    """Smallest, usual and largest shape of every input with a dynamic batch."""
+    """Smallest, usual and largest shape of every input with a changing size."""
     io = IO.model_validate(model.read_json("io.json"))
-    sizes = [int(model.config["export"][f"batch_{name}"]) for name in ("min", "opt", "max")]
+    sizes = Export.model_validate(model.config["export"]).sizes
     profiles = {}
     for tensor in io.inputs:
         symbols = [size for size in tensor.shape if isinstance(size, str)]
-        unknown = sorted(set(symbols) - {"batch"})
-        if unknown:
+        for name in sorted(set(symbols) - set(sizes)):
             raise UnsupportedError(
-                f"{model.path}: input {tensor.name!r} has the dynamic size {unknown[0]!r}, only "
-                "'batch' can be dynamic: export it with a fixed size"
+                f"{model.path}: input {tensor.name!r} has the changing size {name!r}, the recipe "
+                f"knows the sizes of {', '.join(sizes)}: add [export.dynamic.{name}] and export it "
+                "again"
             )
         if symbols:
             low, usual, high = (
-                tuple(batch if size == "batch" else int(size) for size in tensor.shape)
-                for batch in sizes
+                tuple(
+                    getattr(sizes[size], end) if isinstance(size, str) else size
+                    for size in tensor.shape
+                )
+                for end in ("min", "opt", "max")
             )
             profiles[tensor.name] = (low, usual, high)
     return profiles
@@ -319,3 +345,13 @@ def _profiles(model: Artifact) -> dict[str, trt.ShapeRange]:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _elements(row: Mapping[str, Any]) -> int:
+    """Elements of the weight that one node of a layer multiplies.
+
+    A packed projection is several products of a part each, a layer that runs several times several
+    products of the whole.
+    """
+    nodes = int(row["node"].count(" + ")) + 1
+    return int(row["n"]) * int(row["k"]) * int(row.get("runs", 1)) // nodes

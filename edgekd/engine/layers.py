@@ -30,8 +30,10 @@ NOT_SHOWN = "not shown"
 _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]")
 _DUMP_LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<type>.*?), Inputs: \[(?P<inputs>.*?)\], "
-    r"Constants: \[(?P<constants>.*?)\], Outputs: \[(?P<outputs>.*?)\], "
-    r"TacticName: (?P<tactic>.*?), StreamId: -?\d+, Metadata: (?P<metadata>.*)"
+    r"(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[(?P<outputs>.*?)\], "
+    # A layer that moves a size to the device has neither constants nor a tactic.
+    r"(?:TacticName: (?P<tactic>.*?)|ParameterType: .*?), StreamId: -?\d+, "
+    r"(?:EventId: \d+, )?Metadata: (?P<metadata>.*)"
 )
 _DUMP_TENSOR = re.compile(r"\{ Name: .*?, Dimensions: \[([-\d,]*)\].*?Datatype: (\w+)")
 _DTYPE = re.compile(
@@ -347,8 +349,8 @@ def _parse_dump_line(line: str) -> EngineLayer:
         onnx_nodes=tuple(_ONNX_NODE.findall(match["metadata"])),
         inputs=_dumped(match["inputs"]),
         outputs=_dumped(match["outputs"]),
-        constants=_dumped(match["constants"]),
-        tactic=match["tactic"],
+        constants=_dumped(match["constants"] or ""),
+        tactic=match["tactic"] or "",
     )
 
 

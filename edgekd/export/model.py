@@ -8,6 +8,7 @@ student. The Samples are written first, so a graph names the samples it was prov
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,21 @@ import onnx_ir as ir
 from safetensors.torch import load_file
 from torch import nn
 
-from edgekd import artifact, data, kinds, models, progress, structure
+from edgekd import artifact, data, io_json, kinds, models, progress, structure
 from edgekd.artifact import Artifact, Question, Work, file_hash, source_hash, versions
 from edgekd.data import IO, Arrays
 from edgekd.eligible import LayerPlan, share_of_macs
-from edgekd.errors import ContractError
-from edgekd.export import parity, qdq_form
+from edgekd.errors import ConfigError, ContractError, names_that_exist
+from edgekd.export import parity, qdq_form, storage
 from edgekd.export.attention import count_attention
 from edgekd.export.proof import prove, structure_hash
-from edgekd.export.to_onnx import convert_float16, export_float32
+from edgekd.export.to_onnx import Form, convert_float16, export_float32
 from edgekd.recipe import Export
+from edgekd.weights import load_weights
 
 TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "nvidia-modelopt", "numpy")
-SOURCES = ("edgekd.export", "edgekd.models", "edgekd.structure", "edgekd.data", "edgekd.eligible",
+SOURCES = ("edgekd.export", "edgekd.models", "edgekd.weights", "edgekd.unpack", "edgekd.structure",
+           "edgekd.data", "edgekd.io_json", "edgekd.eligible",
            "edgekd.qdq", "edgekd.quant", "edgekd.sparse24")  # fmt: skip
 
 
@@ -39,13 +42,16 @@ def export(source: Artifact, out: Path, settings: Export | None = None) -> Artif
     Args:
         source: The Teacher or Student.
         out: Directory of artifacts.
-        settings: Opset and batch sizes, a recipe's ``[export]``; default: that section's defaults.
+        settings: A recipe's ``[export]``; default: that section's defaults. ``auto`` is decided by
+            what an engine makes of the graphs, which only `edgekd.run` can see; here it means the
+            choice that is safe without an engine: torchscript, weights in float.
 
     Raises:
+        ConfigError: A symbol in the inputs' shapes has no sizes in the settings.
         ContractError: A file that would ship breaks a promise (2:4, integers, parity).
         ToolchainError: The network cannot be traced.
     """
-    settings = settings or Export()
+    settings = resolved(settings or Export())
     samples = _samples(source, out)
     arm = source.config.get("arm", "fp16")
     question = Question(
@@ -58,6 +64,13 @@ def export(source: Artifact, out: Path, settings: Export | None = None) -> Artif
     return artifact.make(out, question, lambda work: _write(source, samples, settings, work))
 
 
+def resolved(settings: Export) -> Export:
+    """Settings without ``auto``: torchscript and float weights where nothing else is asked for."""
+    exporter = "torchscript" if settings.exporter == "auto" else settings.exporter
+    weights = "float" if settings.weights == "auto" else settings.weights
+    return settings.model_copy(update={"exporter": exporter, "weights": weights})
+
+
 def _samples(source: Artifact, out: Path) -> Artifact:
     """The Samples of a Teacher or Student, as an artifact of their own."""
     question = Question(
@@ -67,8 +80,8 @@ def _samples(source: Artifact, out: Path) -> Artifact:
     )
 
     def write(work: Work) -> Mapping[str, Any]:
-        for name in kinds.SAMPLES.files:
-            (work.scratch / name).write_bytes(source.file(name).read_bytes())
+        shutil.copyfile(source.file("samples.npz"), work.scratch / "samples.npz")
+        io_json.copy(source, work.scratch)
         return {"samples": source.results["samples"]}
 
     return artifact.make(out, question, write)
@@ -81,11 +94,12 @@ def _user_model(source: Artifact) -> dict[str, str]:
 
 def _write(source: Artifact, samples: Artifact, settings: Export, work: Work) -> Mapping[str, Any]:
     io = IO.model_validate(source.read_json("io.json"))
+    form = _form(settings, io)
     with np.load(samples.file("samples.npz"), allow_pickle=False) as arrays:
         inputs = data.inputs_of(arrays)
         recorded = data.recorded(arrays, "teacher" if source.kind == "Teacher" else "student")
     model = models.build(source.read_json("model.json"))
-    models.load_weights(model, source.file("model.safetensors"))
+    load_weights(model, source.file("model.safetensors"))
     model.eval()
     example = models.tensors(
         {n: a[:2].repeat(2 // min(2, len(a)), 0) for n, a in inputs.items()}, model
@@ -95,15 +109,20 @@ def _write(source: Artifact, samples: Artifact, settings: Export, work: Work) ->
     _same_as_recorded(model, inputs, recorded, io, source)
 
     path, half = work.scratch / "ort.onnx", work.scratch / "trt.onnx"
-    export_float32(model, example, io, settings.opset, path)
+    export_float32(model, example, io, form, path)
+    storage.release()
     convert_float16(path, half)
+    storage.release()
     rows = prove(path, half, rows, {name: t.numpy() for name, t in student.items()})
+    del student  # as large as the network, and not needed again
+    storage.release()
     measured = parity.measure(model, path, half, inputs, io)
+    measured["parity"]["sizes"] = parity.at_other_sizes(model, path, inputs, io, settings.dynamic)
 
     np.savez(work.scratch / "outputs.npz", **measured["outputs"])
     layers = [row.as_json() for row in rows]
     (work.scratch / "layers.json").write_text(json.dumps(layers, indent=1) + "\n", encoding="utf-8")
-    (work.scratch / "io.json").write_text(io.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    io_json.copy(source, work.scratch)
     results = {
         "quantized": any(row.int8 for row in rows),
         "sparse": any(row.sparse for row in rows),
@@ -114,11 +133,27 @@ def _write(source: Artifact, samples: Artifact, settings: Export, work: Work) ->
         "macs_share_int8": share_of_macs(rows, "int8"),
         "macs_share_sparse": share_of_macs(rows, "sparse"),
         "parity": measured["parity"],
-        "graph_sha256": {p.name: file_hash(p) for p in (path, half)},
+        "graph_sha256": {f.name: file_hash(f) for p in (path, half) for f in storage.files(p)},
         "structure_sha256": {p.name: structure_hash(p) for p in (path, half)},
     }
     _tell(results)
     return results
+
+
+def _form(settings: Export, io: IO) -> Form:
+    """How the graphs are made; every symbol of the inputs has sizes, and every size a symbol."""
+    symbols = {size for t in io.inputs for size in t.shape if isinstance(size, str)} | {"batch"}
+    for name in sorted(symbols - set(settings.sizes)):
+        raise ConfigError(
+            f"export: the inputs have the changing size {name!r}, and the recipe says nothing of "
+            f"it: add [export.dynamic.{name}] with min, opt and max"
+        )
+    for name in sorted(set(settings.sizes) - symbols):
+        raise ConfigError(
+            f"export.dynamic.{name}: no input has this size; {names_that_exist(name, symbols)}"
+        )
+    limits = {name: (size.min, size.max) for name, size in settings.sizes.items()}
+    return Form(settings.opset, settings.exporter, settings.weights, limits)  # type: ignore[arg-type]
 
 
 def _plan(

@@ -24,6 +24,8 @@ from edgekd import qdq, quant, sparse24
 from edgekd.data import Arrays
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ContractError
+from edgekd.export import integers
+from edgekd.export.integers import Use
 from edgekd.qdq import QuantizedWeight
 
 
@@ -38,34 +40,49 @@ def prove(path: Path, half: Path, rows: Sequence[LayerPlan], student: Arrays) ->
             ``<layer>.input_scale`` and ``<layer>.mask`` as the student stores them.
 
     Returns:
-        The plan with each INT8 layer's node in the float16 graph.
+        The plan with each INT8 layer's node in the float16 graph; the nodes of one that runs
+        several times are joined by " + ".
 
     Raises:
         ContractError: A planned layer is not INT8 or not exactly 2:4 in a file, the files differ,
             or they hold other integers or scales than the student.
     """
-    int8 = [row.layer for row in rows if row.int8]
+    int8 = {row.layer: row.runs for row in rows if row.int8}
     sparse = [row.layer for row in rows if row.sparse and row.int8]
     found: list[list[QuantizedWeight]] = []
     for file in (path, half):
         model = qdq.load(file)
-        weights = qdq.quantized_weights(model)
-        qdq.prove(weights, int8, sparse)
+        weights = integers.assign(qdq.quantized_weights(model), _uses(rows, student))
+        integers.prove(weights, int8, sparse)
         _float_sparse(file.name, model, rows, student)
         found.append(weights)
-    qdq.same_integers(*found)
+        del model  # or two are held while the next is read
+    integers.same_integers(*found)
     for weight in found[0]:
         _same_as_student(weight, student)
-    nodes = {weight.layer: weight.node for weight in found[1]}
-    return [replace(row, node=nodes.get(row.layer, "")) for row in rows]
+    nodes: dict[str, list[str]] = {}
+    for weight in found[1]:
+        nodes.setdefault(weight.layer, []).append(weight.node)
+    return [replace(row, node=" + ".join(nodes.get(row.layer, []))) for row in rows]
+
+
+def _uses(rows: Sequence[LayerPlan], student: Arrays) -> list[Use]:
+    """The planned INT8 layers; those of equal weights (a tie, or chance) have equal contents."""
+    uses = []
+    for row in [row for row in rows if row.int8]:
+        scale = student[f"{row.layer}.weight_scale"]
+        q = quant.quantize(student[f"{row.layer}.weight"], scale, axis=0)
+        held = integers.content(_matrix(q), scale)
+        uses.append(Use(row.layer, held, float(student[f"{row.layer}.input_scale"]), row.runs))
+    return uses
 
 
 def _same_as_student(weight: QuantizedWeight, student: Arrays) -> None:
     layer = weight.layer
     scale = student[f"{layer}.weight_scale"]
-    integers = quant.quantize(student[f"{layer}.weight"], scale, axis=0)
+    q = quant.quantize(student[f"{layer}.weight"], scale, axis=0)
     wanted: Mapping[str, NDArray[Any]] = {
-        "integers": _matrix(integers),
+        "integers": _matrix(q),
         "scales": scale,
         "input scale": student[f"{layer}.input_scale"],
     }

@@ -3,7 +3,8 @@
 The plain network is rebuilt from the artifact; every planned layer gets its weight snapped to
 ``q * scale`` and a QuantizeLinear/DequantizeLinear pair on weight and input. Float weights under
 Q/DQ, not int8 initializers: TensorRT's parser folds the former, while the latter makes a packed QKV
-run in half precision in silence (see the folder's README). Because weights are snapped and scales
+run in half precision in silence (see the folder's README). A weight that several layers hold
+stays one parameter, snapped once: they have equal scales. Because weights are snapped and scales
 are float16 values, Q gives back the very integers in the fp32 graph and in the fp16 graph.
 """
 
@@ -61,9 +62,8 @@ def attach(model: nn.Module, rows: Sequence[LayerPlan], quantizers: Mapping[str,
     Args:
         model: The plain network with the student's float (masked) weights.
         rows: The layer plan.
-        quantizers: ``<layer>.weight_scale`` float32[n], ``<layer>.input_scale`` float32[] and, for
-        a
-            2:4 layer, ``<layer>.mask`` bool[weight shape].
+        quantizers: ``<layer>.weight_scale`` float32[n], ``<layer>.input_scale`` float32[] and, of
+            a 2:4 layer, ``<layer>.mask`` bool[weight shape].
 
     Raises:
         ContractError: A planned layer lacks its scales, or its stored weight is not masked.
@@ -84,13 +84,27 @@ def attach(model: nn.Module, rows: Sequence[LayerPlan], quantizers: Mapping[str,
                 raise ContractError(f"export: {row.layer} is planned for INT8 but has no {side}")
         # Copies: the stored ones are what the shipped files are compared with.
         scale = quantizers[f"{row.layer}.weight_scale"].clone()
-        snapped = quant.snap(weight.detach().numpy(), scale.numpy(), axis=0)
+        try:
+            snapped = quant.snap(weight.detach().numpy(), scale.numpy(), axis=0)
+        except ContractError as error:
+            raise ContractError(f"export: the weight of {row.layer}: {error}") from error
         weight.data = torch.from_numpy(np.ascontiguousarray(snapped))
         parametrize.register_parametrization(module, "weight", Quantizer(scale), unsafe=True)
         scale = quantizers[f"{row.layer}.input_scale"].clone()
+        try:
+            quant.broadcast_scale(scale.numpy(), ())
+        except ContractError as error:
+            raise ContractError(f"export: the input of {row.layer}: {error}") from error
         module.add_module("input_quantizer", Quantizer(scale))
-        module.register_forward_pre_hook(_quantize_input)
+        module.register_forward_pre_hook(_quantize_input, with_kwargs=True)
 
 
-def _quantize_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (module.input_quantizer(args[0]), *args[1:])  # type: ignore[operator]
+def _quantize_input(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Quantize the input, given by position or by its name in torch's layers."""
+    quantizer = module.input_quantizer
+    assert isinstance(quantizer, Quantizer)
+    if args:
+        return (quantizer(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "input": quantizer(kwargs["input"])}

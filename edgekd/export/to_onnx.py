@@ -1,121 +1,110 @@
 """From a torch network to the two graphs that ship.
 
 ``ort.onnx`` keeps float32 outside the INT8 layers and is what ONNX Runtime runs; ``trt.onnx`` is
-the same graph with float16 outside them, strongly typed, because TensorRT fuses attention in half
-precision only. Model Optimizer's autocast makes the second: of the ways tried it is the one whose
-graph both checkers and both runtimes take (`.half()` before the export breaks LayerNorm's types).
+its float16 twin (see `float16`), because TensorRT fuses attention in half precision only. Two
+exporters of torch make the first, and neither is always the better one: whose engine runs every
+planned layer in INT8 and fuses every attention is seen only where an engine is built. Either way a
+graph gets the network's own names, and its weights stay where a proof finds them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
+import io as streams
 import logging
+import shutil
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from edgekd import qdq
 from edgekd.data import IO
-from edgekd.errors import ContractError, ToolchainError
+from edgekd.errors import EdgekdError
+from edgekd.export import dynamo, float16, refusals, storage, torchscript
+from edgekd.export.passes.fold_weights import FoldWeightsPass
+from edgekd.export.passes.name_nodes import NameNodesPass
 from edgekd.export.passes.name_weights import WRAPPER, NameWeightsPass
+from edgekd.export.passes.split_qkv import SplitQKVPass
 from edgekd.models import Tensors, forward
 
+Exporter = Literal["torchscript", "dynamo"]
+Weights = Literal["float", "int8"]
 
-def export_float32(model: nn.Module, example: Tensors, io: IO, opset: int, path: Path) -> None:
-    """Trace a network into a checked ONNX file with symbolic axes as io names them.
+
+@dataclass(frozen=True)
+class Form:
+    """How a graph is made: `limits` gives smallest and largest size of each symbol in io."""
+
+    opset: int = 17
+    exporter: Exporter = "torchscript"
+    weights: Weights = "float"
+    limits: Mapping[str, tuple[int, int]] = field(default_factory=lambda: {"batch": (1, 64)})
+
+
+def export_float32(model: nn.Module, example: Tensors, io: IO, form: Form, path: Path) -> None:
+    """Write a network as a checked ONNX file with symbolic axes as io names them.
 
     Args:
         model: In its shipped form, on the CPU.
         example: {name: tensor[batch, ...]}, batch of at least 2 so that no axis is taken for 1.
         io: Names, and for each input and output its shape with symbols.
-        opset: ONNX operator set.
-        path: File to write.
+        form: Exporter, opset and how quantized weights are stored.
+        path: File to write; weights too large for it go to ``<path>.data``.
 
     Raises:
         ToolchainError: The exporter failed (control flow, an operator it does not know).
-        ContractError: What it wrote is not a legal graph.
+        ContractError: The network takes one batch size only, or what was written is not a legal
+            graph.
     """
-    names = [tensor.name for tensor in io.inputs]
-    axes = {
-        tensor.name: {i: size for i, size in enumerate(tensor.shape) if isinstance(size, str)}
-        for tensor in [*io.inputs, *io.outputs]
-    }
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator for a whole encoder: not ONNX's
+    refusals.require_any_batch(model, example, io)
+    folder = Path(tempfile.mkdtemp(dir=path.parent))
     try:
-        with _quiet(), torch.no_grad():
-            torch.onnx.export(
-                _Positional(model, io).eval(),
-                tuple(example[name] for name in names),
-                str(path),
-                input_names=names,
-                output_names=[tensor.name for tensor in io.outputs],
-                dynamic_axes=axes,
-                opset_version=opset,
-                dynamo=False,
-            )
-    except OSError:  # a full disk has a sentence of its own
-        raise
-    except Exception as error:  # it runs the network's own code, which raises what it likes
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ToolchainError(
-            f"export: torch.onnx could not trace the network: {reason}; replace that operator or "
-            "control flow by tensor operations"
-        ) from error
-    graph = ir.load(path)
-    NameWeightsPass()(graph)
-    ir.save(graph, path)
+        graph = _traced(model, example, io, form, folder)
+        NameNodesPass()(graph)
+        NameWeightsPass()(graph)
+        if form.weights == "int8":
+            SplitQKVPass()(graph)
+            FoldWeightsPass()(graph)
+        storage.save(graph, path)
+        del graph
+    finally:
+        shutil.rmtree(folder)
     qdq.load(path)
 
 
 def convert_float16(source: Path, path: Path) -> None:
-    """Write the float16 twin of a float32 graph, inputs and outputs included.
-
-    Raises:
-        ToolchainError: Autocast failed.
-        ContractError: It kept float32 at an input, an output, a product or a softmax, where
-            TensorRT would then not fuse attention, in silence.
-    """
+    """Write the float16 twin of a float32 graph, checked; raises as `float16.convert`."""
     with _quiet():
-        try:
-            from modelopt.onnx import autocast
-        except ImportError as error:
-            raise ToolchainError(
-                f"export: Model Optimizer's autocast cannot be imported "
-                f"({str(error).splitlines()[0]}): pip install 'edgekd[train]'"
-            ) from error
-        try:
-            half = autocast.convert_to_f16(onnx.load(source), keep_io_types=False)
-        except Exception as error:  # it raises plain exceptions among others
-            reason = " ".join(str(error).split())[:300]
-            raise ToolchainError(
-                f"export: Model Optimizer could not convert {source.name} to float16: {reason}"
-            ) from error
-    onnx.save(half, path)
-    kept = sorted(_float32_values(qdq.load(path)))
-    if kept:
-        raise ContractError(
-            f"export: {path.name} kept float32 at {len(kept)} values, expected float16 at every "
-            f"input, output, product and softmax: {', '.join(kept[:5])}"
-        )
+        float16.convert(source, path)
+    qdq.load(path)
 
 
-def _float32_values(model: onnx.ModelProto) -> set[str]:
-    """Inputs, outputs and results of products and softmaxes that are float32."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    full = {
-        value.name
-        for value in [*graph.input, *graph.output, *graph.value_info]
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    }
-    ends = {value.name for value in [*graph.input, *graph.output]}
-    products = {"MatMul", "Gemm", "Conv", "Softmax"}
-    results = {name for node in graph.node if node.op_type in products for name in node.output}
-    return full & (ends | results)
+def _traced(model: nn.Module, example: Tensors, io: IO, form: Form, folder: Path) -> ir.Model:
+    names = [tensor.name for tensor in io.inputs]
+    inputs = [example[name] for name in names]
+    wrapped = _Positional(model, io).eval()
+    places: list[tuple[str, int]] = []
+    try:
+        with _quiet(), torch.no_grad():
+            if form.exporter == "dynamo":
+                graph = dynamo.trace(wrapped, inputs, io, form.opset, form.limits)
+            else:
+                graph, places = torchscript.trace(wrapped, inputs, io, form.opset, folder)
+    except (OSError, EdgekdError):  # a full disk and what we refuse have their own sentences
+        raise
+    except Exception as error:  # it runs the network's own code, which raises what it likes
+        raise refusals.explained(error, model, example, io) from error
+    refusals.require_no_reads(places, model, example, io)
+    return graph
 
 
 class _Positional(nn.Module):
@@ -137,9 +126,9 @@ class _Positional(nn.Module):
 def _quiet() -> Iterator[None]:
     """Keep the exporters' chatter off stdout; what matters in it is checked on the file."""
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with contextlib.redirect_stdout(streams.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

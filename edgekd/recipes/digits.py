@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgekd.data import IO, ArraySplit, Data, Tensor
+from edgekd.data import IO, ArraySplit, Data, Image, Tensor
 
 
 def load() -> Data:
@@ -35,13 +35,7 @@ def load() -> Data:
         ],
         outputs=[Tensor(name="logits", dtype="float32", shape=["batch", 10])],
         labels=[str(digit) for digit in range(10)],
-        preprocess={
-            "layout": "NCHW",
-            "channels": "grey",
-            "resize": [8, 8],
-            "scale": 1 / 16,
-            "mean": [0.5],
-            "std": [0.5],
-        },
+        # Of an image file, whose white is 255 where the data's is 16.
+        preprocess=Image(channels="grey", resize=(8, 8), rescale=1 / 255, mean=[0.5], std=[0.5]),
     )
     return Data(train=split(train), evaluation=split(evaluation), io=io)

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgekd.artifact import Artifact
 from edgekd.report.collection import Collection, anchor, arm_name
-from edgekd.report.words import count, percent, points, significant, value
+from edgekd.report.words import NOT_MEASURED, count, percent, points, significant, value
 
 MARGIN = 3.0  # percent of the axis kept free at both ends, so that a dot is not cut
 
@@ -41,7 +41,7 @@ class Row:
     correct: str
     top1: str
     top1_interval: str
-    whisker: Whisker
+    whisker: Whisker | None
     difference: str
     difference_interval: str
     agreement: str
@@ -61,6 +61,7 @@ class Accuracy:
     samples: str
     intervals: str
     where: str
+    metric: str
 
 
 def accuracy(run: Collection) -> Accuracy | None:
@@ -68,7 +69,8 @@ def accuracy(run: Collection) -> Accuracy | None:
     groups = _groups(run)
     if not groups:
         return None
-    intervals: list[tuple[float, float]] = [group[0][0]["top1_interval"] for group in groups]
+    found = [group[0][0]["top1_interval"] for group in groups]
+    intervals: list[tuple[float, float]] = [bounds for bounds in found if bounds] or [(0.0, 1.0)]
     low, high = min(bounds[0] for bounds in intervals), max(bounds[1] for bounds in intervals)
     span = max(high - low, 1e-9)
 
@@ -82,10 +84,13 @@ def accuracy(run: Collection) -> Accuracy | None:
     return Accuracy(
         rows=tuple(_row(run, group, place) for group in groups),
         axis=(percent(low), percent(high)),
-        teacher=place(teacher["top1"]) if teacher["who"] == "teacher" else None,
+        teacher=place(teacher["top1"])
+        if teacher["who"] == "teacher" and teacher["top1"] is not None
+        else None,
         samples=" or ".join(count(number) for number in counts),
         intervals=", ".join(sorted({report.results["intervals"] for report in reports})),
         where="; ".join(machines),
+        metric=", ".join(sorted({r.results["metric"] for r in reports})).replace("top-1", "Top-1"),
     )
 
 
@@ -106,12 +111,18 @@ def _groups(run: Collection) -> list[Group]:
 
 def _row(run: Collection, group: Group, place: Callable[[float], float]) -> Row:
     row, report = group[0]
-    low, high = row["top1_interval"]
     fidelity = "agreement" in row
     live = row["who"] == "model"
+    reason = f"{NOT_MEASURED}: {report.results['not_measured']}"
+    scored = row["top1"] is not None
+
+    def one(name: str, text: Callable[[float], str]) -> str:
+        if not fidelity:
+            return ""
+        return NOT_MEASURED if row[name] is None else text(row[name])
 
     def both(name: str, text: Callable[[float], str]) -> str:
-        if not fidelity:
+        if not fidelity or row[name] is None:
             return ""
         start, end = (text(bound) for bound in row[f"{name}_interval"])
         return f"{start} to {end}" if start != end else ""
@@ -119,15 +130,19 @@ def _row(run: Collection, group: Group, place: Callable[[float], float]) -> Row:
     return Row(
         who="Teacher" if row["who"] == "teacher" else arm_name(run.arm(report)),
         how=_how(run, group),
-        correct=f"{count(row['correct'])} of {count(report.results['count'])}",
-        top1=percent(row["top1"]),
-        top1_interval=f"{percent(low)} to {percent(high)}",
-        whisker=Whisker(place(low), place(row["top1"]), place(high)),
-        difference=points(row["difference"]) if fidelity else "",
+        correct=f"{count(row['correct'])} of {count(report.results['count'])}"
+        if row["correct"] is not None
+        else "",
+        top1=percent(row["top1"]) if scored else reason,
+        top1_interval=" to ".join(percent(end) for end in row["top1_interval"] or ()),
+        whisker=Whisker(*map(place, sorted([row["top1"], *row["top1_interval"]])))
+        if scored
+        else None,
+        difference=one("difference", points),
         difference_interval=both("difference", points),
-        agreement=percent(row["agreement"]) if fidelity else "",
+        agreement=one("agreement", percent),
         agreement_interval=both("agreement", percent),
-        kl=_kl(row["kl_nats"]) if fidelity else "",
+        kl=one("kl_nats", _kl),
         kl_interval=both("kl_nats", _kl),
         recorded=_recorded(report.results["recorded"]) if live else "",
     )
@@ -158,5 +173,7 @@ def _recorded(found: dict[str, Any]) -> str:
     if found["equal"]:
         return "bit for bit"
     answers = found["argmax_differ"]
+    if answers is None:
+        return f"up to {significant(found['largest_difference'])} apart"
     changed = f"{percent(answers)} of answers change" if answers else "no answer changes"
     return f"up to {significant(found['largest_difference'])} apart, {changed}"

@@ -215,22 +215,30 @@ def accuracy(run: Collection) -> Iterable[Finding]:
         ran = run.find(model["id"])
         name = f"{arm_name(model['arm'])}: {run.ran(report)}"
         on = Where(name, anchor(ran.id) if ran else "")
-        yield _kept(row, report.results["count"], on)
+        reason = report.results["not_measured"]
+        yield unseen(reason, (on,)) if reason else _kept(report, row, on)
     judged = {run.arm(report) for report in reports}
     for student in run.of("Student"):
         if run.arm(student) not in judged:
             yield unseen(
-                "what ships was not run; while training in torch "
-                f"{percent(student.results['accuracy'])} were right, the teacher "
-                f"{percent(student.results['teacher_accuracy'])}, of "
-                f"{plural(student.results['samples'], 'sample')}",
+                f"what ships was not run; {_while_training(student)}",
                 (place(run, student),),
             )
     if not reports and not run.of("Student"):
         yield unseen("there is no student among these artifacts")
 
 
-def _kept(row: dict[str, Any], samples: int, on: Where) -> Finding:
+def _while_training(student: Artifact) -> str:
+    found = student.results
+    if found["accuracy"] is None:
+        return "while training nothing could be scored"
+    return (
+        f"while training in torch {percent(found['accuracy'])} were right, the teacher "
+        f"{percent(found['teacher_accuracy'])}, of {plural(found['samples'], 'sample')}"
+    )
+
+
+def _kept(report: Artifact, row: dict[str, Any], on: Where) -> Finding:
     """Judge a paired difference by its interval; how much loss is too much, a gate decides."""
     low, high = row["difference_interval"]
     state: State = "failed" if high < 0 else "proven" if low >= 0 else "evidence"
@@ -239,12 +247,20 @@ def _kept(row: dict[str, Any], samples: int, on: Where) -> Finding:
         "proven": "no loss",
         "evidence": f"a loss above {points(low).lstrip('-−')} points is excluded",  # noqa: RUF001
     }[state]
+    samples, top1 = plural(report.results["count"], "sample"), percent(row["top1"])
+    right = f"{top1} of {samples} right"
+    if report.results["metric"] != "top-1":
+        right = f"{report.results['metric']} gives {top1} on {samples}"
     return Finding(
         state,
         (on,),
         f"{points(row['difference'])} points, 95% interval {points(low)} to {points(high)}: "
-        f"{verdict}. {percent(row['top1'])} of {plural(samples, 'sample')} right; the teacher's "
-        f"answer on {percent(row['agreement'])}.",
+        f"{verdict}. {right}"
+        + (
+            "."
+            if row["agreement"] is None
+            else f"; the teacher's answer on {percent(row['agreement'])}."
+        ),
     )
 
 

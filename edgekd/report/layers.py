@@ -181,13 +181,13 @@ def sizes(run: Collection) -> list[SizeRow]:
 
 def float32_bytes(plan: list[LayerPlan]) -> float:
     """Bytes the weights of a plan need as they were trained."""
-    return FLOAT32_BYTES * sum(row.n * row.k for row in plan)
+    return FLOAT32_BYTES * sum(row.n * row.k for row in plan if not row.tied_to)
 
 
 def weight_bytes(plan: list[LayerPlan]) -> float:
     """Bytes the weights of a plan need on a device: float16 where not INT8, half where 2:4."""
     total = 0.0
-    for row in plan:
+    for row in [each for each in plan if not each.tied_to]:
         each = INT8_BYTES if row.int8 else FLOAT16_BYTES
         if row.sparse:
             each = SPARSE_SHARE * each + SPARSE_METADATA_BYTES

@@ -20,6 +20,7 @@ from edgekd.report.words import (
     NOT_MEASURED,
     count,
     listed,
+    measure,
     percent,
     plural,
     points,
@@ -107,9 +108,12 @@ def glance(run: Collection) -> list[Number]:
     if reports := run.of("AccuracyReport"):
         row = next(row for row in reports[0].results["rows"] if row["who"] == "model")
         on = f"{plural(reports[0].results['count'], 'sample')}, {arm_name(run.arm(reports[0]))}"
+        what = measure(reports[0].results["metric"]).capitalize()
+        lost = NOT_MEASURED if row["top1"] is None else f"{points(row['difference'])} points"
+        agrees = NOT_MEASURED if row["agreement"] is None else percent(row["agreement"])
         numbers += [
-            Number("Top-1 against the teacher", f"{points(row['difference'])} points", on),
-            Number("Agrees with the teacher", percent(row["agreement"]), on),
+            Number(f"{what} against the teacher", lost, on),
+            Number("Agrees with the teacher", agrees, on),
         ]
     return [*numbers, _latency(run)]
 
@@ -171,10 +175,12 @@ def _made(run: Collection) -> str:
 
 def _teacher(teacher: Artifact) -> str:
     results = teacher.results
+    right = "accuracy not measured"
+    if results["accuracy"] is not None:
+        right = f"{percent(results['accuracy'])} right"
     return (
-        f"Only a teacher is here: {count(results['parameters'])} parameters, "
-        f"{percent(results['accuracy'])} right on {plural(results['samples'], 'sample')}. Nothing "
-        "was compressed yet."
+        f"Only a teacher is here: {count(results['parameters'])} parameters, {right} on "
+        f"{plural(results['samples'], 'sample')}. Nothing was compressed yet."
     )
 
 
@@ -184,12 +190,20 @@ def _accuracy(run: Collection) -> str:
     if not reports:
         return ""
     row = next(row for row in reports[0].results["rows"] if row["who"] == "model")
+    agrees = ""
+    if row["agreement"] is not None:
+        agrees = f"gives the teacher's answer on {percent(row['agreement'])}."
+    if row["top1"] is None:
+        reason = f"Accuracy is not measured: {reports[0].results['not_measured']}."
+        return f"{reason} The {arm_name(run.arm(reports[0]))} graph {agrees}" if agrees else reason
     low, high = row["top1_interval"]
     start, end = row["difference_interval"]
+    metric = reports[0].results["metric"]
+    top1 = percent(row["top1"])
+    right = f"is right {top1} of the time" if metric == "top-1" else f"scores {top1} by {metric}"
     return (
         f"On {plural(reports[0].results['count'], 'sample')} the {arm_name(run.arm(reports[0]))} "
-        f"graph is right {percent(row['top1'])} of the time (95% interval {percent(low)} to "
+        f"graph {right} (95% interval {percent(low)} to "
         f"{percent(high)}), {points(row['difference'])} points from the teacher "
-        f"({points(start)} to {points(end)}), and gives the teacher's answer on "
-        f"{percent(row['agreement'])}."
+        f"({points(start)} to {points(end)})" + (f", and {agrees}" if agrees else ".")
     )

@@ -16,7 +16,18 @@ from edgekd.report import plot
 from edgekd.report.collection import Collection
 from edgekd.report.plot import Plot
 from edgekd.report.timing import Timing
-from edgekd.report.words import count, listed, percent, plural, rate, rates, round_time, time, times
+from edgekd.report.words import (
+    count,
+    listed,
+    measure,
+    percent,
+    plural,
+    rate,
+    rates,
+    round_time,
+    time,
+    times,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,13 +35,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Point:
-    """One engine: its name and look, its result, its row of an AccuracyReport, and of what."""
+    """One engine: name and look, result, its row of an AccuracyReport, of what and by what."""
 
     name: str
     look: int
     result: dict[str, Any]
     accuracy: dict[str, Any]
     judged: str
+    scored: str
 
 
 def tradeoff(run: Collection, timing: Timing, name: str) -> Plot | None:
@@ -45,26 +57,28 @@ def tradeoff(run: Collection, timing: Timing, name: str) -> Plot | None:
     points, without = [], []
     for who, row, look in zip(timing.names, timing.engines, looks, strict=True):
         report, judged = _judged(run, timing, row["id"])
-        if report is None:
+        if report is None or _row(report, "model")["top1"] is None:
             without.append(who)
         else:
-            points.append(Point(who, look, timing.result(row), _row(report, "model"), judged))
+            found = _row(report, "model")
+            scored = measure(report.results["metric"])
+            points.append(Point(who, look, timing.result(row), found, judged, scored))
     if not points:
         return None
     teacher = next((_row(r, "teacher")["top1"] for r in run.of("AccuracyReport")), None)
-    what = timing.percentile or "throughput"
+    what, scored = timing.percentile or "throughput", points[0].scored
     missing = f" Not drawn, since not evaluated: {listed(without)}." if without else ""
     return Plot(
         id=name,
         title=f"Accuracy against {what}",
-        note=f"{what}, median over processes, and top-1 with its 95% interval; better is "
+        note=f"{what}, median over processes, and {scored} with its 95% interval; better is "
         f"{'left' if timing.percentile else 'right'} and up{missing}",
         size=plot.WIDE,
         svg=plot.draw(plot.WIDE, lambda axes: _paint(axes, points, teacher, timing)),
         text=_told(points, timing, teacher) + missing,
         legend=plot.legend([p.name for p in points], [p.look for p in points], marks=True),
-        caption=f"Top-1 and {what} of each engine, with their intervals",
-        header=("Engine", what, "Interval", "Top-1", "95% interval", "Counted on"),
+        caption=f"{scored.capitalize()} and {what} of each engine, with their intervals",
+        header=("Engine", what, "Interval", scored.capitalize(), "95% interval", "Counted on"),
         rows=tuple(_cells(point, timing) for point in points),
     )
 
@@ -101,7 +115,7 @@ def _paint(axes: Axes, points: Sequence[Point], teacher: float | None, timing: T
         [(at, percent(at, 0 if room > 0.005 else 1)) for at in plot.linear_ticks(low, high)],
         names=(
             f"{timing.percentile} of a query" if timing.percentile else "samples a second",
-            "top-1",
+            points[0].scored,
         ),
     )
     if teacher is not None:
@@ -132,10 +146,10 @@ def _cells(point: Point, timing: Timing) -> tuple[str, ...]:
 
 def _told(points: Sequence[Point], timing: Timing, teacher: float | None) -> str:
     what = timing.percentile or "throughput"
-    parts = []
+    parts, scored = [], points[0].scored
     for point in points:
         name, middle, interval, top1, top1_interval, _ = _cells(point, timing)
-        parts.append(f"{name}: {what} {middle} ({interval}), top-1 {top1} ({top1_interval}).")
-    beside = "" if teacher is None else f" The teacher's top-1 is {percent(teacher)}."
+        parts.append(f"{name}: {what} {middle} ({interval}), {scored} {top1} ({top1_interval}).")
+    beside = "" if teacher is None else f" The teacher's {scored} is {percent(teacher)}."
     engines = plural(len(points), "engine")
-    return f"Top-1 against {what} of {engines}. {' '.join(parts)}{beside}"
+    return f"{scored.capitalize()} against {what} of {engines}. {' '.join(parts)}{beside}"

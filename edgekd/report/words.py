@@ -30,6 +30,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{share:.{digits}%}"
 
 
+def measure(metric: str) -> str:
+    """What an AccuracyReport's ``top1`` is: ``top-1``, or the ``score`` of the user's metric."""
+    return metric if metric == "top-1" else "score"
+
+
 def points(difference: float) -> str:
     """A difference of shares as signed percentage points: ``+0.6``, ``0.0``."""
     size_points = abs(difference) * 100

@@ -36,6 +36,8 @@ TESTS = (
     "test_eligible.py",
     "test_judge.py",
     "test_errors.py",
+    "test_io_json.py",
+    "test_metric.py",
     "test_quant.py",
     "test_recipe.py",
     "test_sparse24.py",

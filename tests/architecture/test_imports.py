@@ -31,8 +31,12 @@ HEAVY = (
     "scipy",
     "jinja2",
     "rich",
+    "PIL",
+    "tokenizers",
+    "datasets",
 )
-TRAIN_SIDE = {"distill", "export", "models", "structure", "recipes", "report"}
+TRAIN_SIDE = {"distill", "export", "models", "structure", "recipes", "report", "sources",
+              "noise", "interface", "processors"}  # fmt: skip
 BLOCK = f"""
 import sys
 

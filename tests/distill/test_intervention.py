@@ -27,7 +27,7 @@ TOKENS = {
     "attention_mask": torch.ones(2, 8, dtype=torch.long),
 }
 OUT = TensorFacts(name="logits", dtype="float32", shape=["batch", 4])
-LOGITS = IO(inputs=[], outputs=[OUT], labels=[], preprocess={})
+LOGITS = IO(inputs=[], outputs=[OUT], labels=[])
 
 
 class Block(nn.Module):
@@ -178,7 +178,7 @@ def test_an_evaluated_student_is_on_its_own_and_removal_leaves_no_hook() -> None
 def test_the_objective_adds_the_term_beside_its_own() -> None:
     student, teacher, acting = mixed(share=1.0, steps=4)
     out = TensorFacts(name="y", dtype="float32", shape=["batch", 4])
-    facts = IO(inputs=[], outputs=[out], labels=[], preprocess={})
+    facts = IO(inputs=[], outputs=[out], labels=[])
     objective = Objective(Losses(blocks=0.0), student, teacher, facts, acting)
     acting.at(0)
     terms = objective({"x": torch.eye(4)}, torch.arange(4))

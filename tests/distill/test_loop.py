@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from edgekd.data import ArraySplit
 from edgekd.distill import loop
 from edgekd.errors import ConfigError, ContractError
-from edgekd.models import state
 from edgekd.recipe import Training
+from edgekd.weights import state
 
 STEPS = 7
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import data, models
+from tiny import data, forms, models
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from edgekd import quant, sparse24, structure
 from edgekd.distill import quantize, sparsify
+from edgekd.distill.calibrate import calibrate
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ContractError
 from edgekd.models import run, tensors
@@ -42,7 +43,7 @@ def student() -> tuple[nn.Module, list[LayerPlan], dict[str, Tensor], dict[str, 
     model = models.mlp()
     rows = plan(model)
     masks = sparsify.masks(model, rows)
-    scales = quantize.calibrate(model, rows, masks, feed)
+    scales = calibrate(model, rows, masks, feed)
     quantize.attach(model, rows, masks, scales)
     return model, rows, masks, scales
 
@@ -180,86 +181,6 @@ class TestWeightScale:
         )
 
 
-class TestCalibrate:
-    def test_scales_are_the_contracts_of_the_largest_input(self) -> None:
-        torch.manual_seed(0)
-        model = models.mlp()
-        rows = plan(model)
-        masks = sparsify.masks(model, rows)
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        scales = quantize.calibrate(model, rows, masks, feed)
-        assert list(scales) == [row.layer for row in rows if row.int8]
-        x = data.vectors().train.take(np.arange(32))[0]["x"]
-        assert scales["stem"] == quant.scale_from_amax(np.abs(x).max())
-        # The second layer's input is that of the masked network, not of the dense one.
-        masked = torch.from_numpy(x) @ (model.stem.weight * masks["stem"]).T + model.stem.bias
-        assert scales["blocks.0.fc1"] == quant.scale_from_amax(masked.abs().max().item())
-        assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
-        assert not any(name.endswith("_quantizer") for name, _ in model.named_modules())
-
-    def test_names_its_default_leaves_out_are_quantized_and_norms_and_classifier_are_not(
-        self,
-    ) -> None:
-        model = models.excluded()
-        rows = plan(model)
-        masks = sparsify.masks(model, rows)
-        quantize.attach(model, rows, masks, quantize.calibrate(model, rows, masks, feed))
-        assert quantize.quantized_layers(model) == [
-            "vision_model.0", "proj_out", "router", "lm_head",
-        ]  # fmt: skip
-        assert [n for n, _ in model.named_modules() if n.endswith("_quantizer")] == [
-            f"{layer}.input_quantizer" for layer in quantize.quantized_layers(model)
-        ]
-
-    def test_nothing_planned_needs_no_calibration(self) -> None:
-        assert quantize.calibrate(models.mlp(), [], {}, feed) == {}
-
-    @pytest.mark.parametrize(
-        ("run", "amax"),
-        [
-            (lambda _: None, "nan"),
-            (lambda model: model(torch.zeros(2, 32)), "0.0"),
-        ],
-    )
-    def test_data_that_never_reach_a_layer_or_are_zero(self, run: Feed, amax: str) -> None:
-        model = models.mlp()
-        with pytest.raises(ContractError) as caught:
-            quantize.calibrate(model, plan(model), {}, run)
-        assert f"the input of stem has amax {amax}, expected a positive number" in str(caught.value)
-        assert "never reached it, is all zero, or the network overflows" in str(caught.value)
-
-    def test_an_input_too_large_for_float16_names_the_layer(self) -> None:
-        model = models.mlp()
-        with pytest.raises(ContractError) as caught:
-            quantize.calibrate(model, plan(model), {}, lambda m: m(torch.full((2, 32), 1e5)))
-        assert "the input of stem: amax is 100000.0, expected a value in 0..64992.25" in str(
-            caught.value
-        )
-
-    def test_a_network_that_carries_quantizers_already(self) -> None:
-        model, rows, masks, _ = student()
-        with pytest.raises(ContractError) as caught:
-            quantize.calibrate(model, rows, masks, feed)
-        assert "calibrate: the network carries 5 quantizers, expected none" in str(caught.value)
-        assert "stem.input_quantizer, blocks.0.fc1.input_quantizer" in str(caught.value)
-
-    def test_layers_it_does_not_convert(self) -> None:
-        model = models.mlp()
-        model.stem = models.OwnForward(32, 32)
-        rows = plan(model)
-        with pytest.raises(ContractError) as caught:
-            quantize.calibrate(model, rows, {}, feed)
-        assert "enabled 8 quantizers, expected 10; missing: stem.input_quantizer, " in str(
-            caught.value
-        )
-        assert "torch's own forward only, add others to quantization.exclude" in str(caught.value)
-        with pytest.raises(ContractError) as caught:
-            quantize.calibrate(model, rows[:1], {}, feed)
-        assert "Model Optimizer cannot quantize stem: The quantization config asks" in str(
-            caught.value
-        )
-
-
 class TestAttach:
     def test_a_layer_computes_on_its_shipped_numbers(self) -> None:
         model, _, masks, scales = student()
@@ -312,6 +233,57 @@ class TestAttach:
         model, rows, masks, scales = student()
         with pytest.raises(ContractError, match="attach: the network carries 5 quantizers"):
             quantize.attach(model, rows, masks, scales)
+
+
+class TestTied:
+    def tied(self) -> tuple[nn.Module, list[LayerPlan], dict[str, Tensor]]:
+        torch.manual_seed(0)
+        model = forms.tied()
+        rows = plan(model)
+        masks = sparsify.masks(model, rows)
+        quantize.attach(model, rows, masks, calibrate(model, rows, masks, feed))
+        return model, rows, masks
+
+    def test_one_parameter_under_two_parametrizations(self) -> None:
+        model, rows, masks = self.tied()
+        assert quantize.original(model.encoder) is quantize.original(model.decoder)
+        assert torch.equal(model.encoder.weight, model.decoder.weight)
+        assert torch.equal(masks["encoder"], masks["decoder"])
+        names = [name for name, _ in model.named_parameters()]
+        assert len([name for name in names if name.endswith("weight.original")]) == 1
+        quantize.verify(model, models.mlp(), rows, masks)
+
+    def test_a_tie_that_was_lost(self) -> None:
+        model, rows, masks = self.tied()
+        held = model.decoder.parametrizations.weight
+        held.original = nn.Parameter(held.original.detach().clone())
+        with pytest.raises(ContractError, match="decoder and encoder were one weight and are two"):
+            quantize.verify(model, models.mlp(), rows, masks)
+
+    def test_masks_that_differ(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = forms.tied()
+        rows = plan(model)
+        real = sparsify._proven
+        monkeypatch.setattr(
+            sparsify,
+            "_proven",
+            lambda layer, *rest: real(layer, *rest).roll(4 if layer == "decoder" else 0, 1),
+        )
+        with pytest.raises(ContractError, match="decoder and encoder are one weight but got two"):
+            sparsify.masks(model, rows)
+
+    def test_masks_are_baked_in_and_the_tie_stays(self) -> None:
+        torch.manual_seed(0)
+        model = forms.tied()
+        masks = sparsify.masks(model, plan(model))
+        quantize.attach_masks(model, masks)
+        quantize.bake_masks(model, masks)
+        assert model.encoder.weight is model.decoder.weight
+        assert not model.encoder.weight[~masks["encoder"]].any()
+        quantize.attach_masks(model, masks)
+        model.decoder.parametrizations.weight[0].mask.fill_(True)
+        with pytest.raises(ContractError, match="warm-up: the 2:4 mask of decoder was lost or cha"):
+            quantize.bake_masks(model, masks)
 
 
 class TestVerify:

@@ -61,3 +61,8 @@ def test_what_is_saved_is_read_back_by_name(tmp_path: Path) -> None:
         assert np.array_equal(inputs_of(arrays)["x"], chosen["input.x"])
         assert np.array_equal(recorded(arrays, "teacher")["logits"], answers["logits"])
         assert not recorded(arrays, "student")["logits"].any()
+
+
+def test_labels_keep_their_kind() -> None:
+    assert samples.as_stored(np.array([1, 2], np.uint8)).dtype == np.int64
+    assert samples.as_stored(np.zeros((2, 5, 4))).dtype == np.float32

@@ -22,6 +22,7 @@ from edgekd.distill import loop, quantize, student
 from edgekd.distill.objective import Objective
 from edgekd.distill.student import distill
 from edgekd.errors import ConfigError, ContractError, EdgekdError, UnsupportedError
+from edgekd.weights import load_weights, save_weights
 
 PLANNED = ["stem", "blocks.0.fc1", "blocks.0.fc2", "blocks.1.fc1", "blocks.1.fc2"]
 NO_BLOCKS = {"steps": 2, "batch_size": 16, "losses": {"blocks": 0.0}}
@@ -41,7 +42,7 @@ def stored(found: Artifact, name: str) -> dict[str, Tensor]:
 class TestStudent:
     def test_weights_are_masked_and_under_the_plain_names(self, made: Artifact) -> None:
         net = tiny_models.mlp()
-        models.load_weights(net, made.file("model.safetensors"))
+        load_weights(net, made.file("model.safetensors"))
         quantizers = stored(made, "quantizers")
         assert sorted(quantizers) == sorted(
             f"{layer}.{what}"
@@ -119,15 +120,18 @@ class TestStudent:
             assert rows[layer]["int8"], layer
             assert rows[layer]["sparse"], layer
 
-    def test_a_packed_attention_is_told_and_counted(self, tmp_path: Path) -> None:
+    def test_a_packed_attention_is_unpacked_sparse_and_int8(self, tmp_path: Path) -> None:
         found = distill(tiny(tmp_path, "attention"), tmp_path / "out")
         rows = {row["layer"]: row for row in found.read_json("layers.json")}
-        packed = rows["encoder.layers.0.self_attn.in_proj_weight"]
-        assert not packed["int8"]
-        assert "stays in float and dense" in packed["int8_reason"]
-        assert found.results["layers_int8"] == 4
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            row = rows[f"encoder.layers.1.self_attn.{part}"]
+            assert row["int8"], part
+            assert row["sparse"], part
+        assert (found.results["layers"], found.results["layers_int8"]) == (13, 12)
         linears, attention = 4 * 1024, 2 * (1536 + 512)
-        assert found.results["macs_share_int8"] == linears / (linears + attention + 64)
+        assert found.results["macs_share_int8"] == (linears + attention) / (
+            linears + attention + 64
+        )
 
     def test_a_layer_that_2_4_does_not_fit_stays_dense_with_its_reason(
         self, tmp_path: Path
@@ -334,18 +338,41 @@ class TestRefused:
         recipe = tiny(tmp_path, student={"model": f"python:tiny.models:{name}"})
         assert words in refused(recipe, tmp_path / "out", ConfigError)
 
-    @pytest.mark.parametrize("name", ["shared", "tied", "keyword", "weight_norm"])
-    def test_layers_that_cannot_be_planned_one_by_one(self, tmp_path: Path, name: str) -> None:
-        found = refused(tiny(tmp_path, name, distill=NO_BLOCKS), tmp_path / "out", UnsupportedError)
-        assert found.startswith("layer")
+    def test_a_weight_that_other_tensors_make(self, tmp_path: Path) -> None:
+        recipe = tiny(tmp_path, "weight_norm", distill=NO_BLOCKS)
+        found = refused(recipe, tmp_path / "out", UnsupportedError)
+        assert "layer stem computes its weight from other tensors" in found
 
-    def test_a_plan_without_int8(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("arm", "what"), [("sparse", "INT8 or 2:4"), ("dense", "INT8")])
+    def test_a_plan_of_nothing(self, tmp_path: Path, arm: str, what: str) -> None:
         section = {"calibration_samples": 32, "exclude": ["*"]}
-        found = refused(tiny(tmp_path, quantization=section), tmp_path / "out", ContractError)
-        assert (
-            "recipe tiny: no layer of the student can be INT8; stem: in quantization.exclude"
-            in found
+        recipe = tiny(tmp_path, quantization=section, sparsity={"exclude": ["*"]})
+        found = refused(recipe, tmp_path / "out", ContractError, arm)
+        assert f"recipe tiny: no layer of the {arm} student can be {what}; blocks.0.fc1: in " in (
+            found
         )
+        assert "in quantization.exclude; widen quantization.include or choose another" in found
+
+    def test_an_input_that_float16_cannot_scale(self, tmp_path: Path) -> None:
+        found = refused(tiny(tmp_path, "forms:denormal"), tmp_path / "out", ContractError)
+        assert "calibrate: the input of stem has amax " in found
+        assert "which rounds to 0 at the smallest scale that float16 holds, 5.96046e-08" in found
+        assert "add the layer to quantization.exclude" in found
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("infinite", "calibrate: the input of stem holds NaN or infinity, expected finite"),
+            ("not_a_number", "calibrate: the input of stem holds NaN or infinity, expected finite"),
+            (
+                "huge",
+                "calibrate: the input of stem: amax is 1000000.0, expected a value in 0..",
+            ),
+        ],
+    )
+    def test_an_input_that_no_scale_holds(self, tmp_path: Path, name: str, words: str) -> None:
+        recipe = tiny(tmp_path, student={"model": f"python:tiny.forms:{name}"})
+        assert words in refused(recipe, tmp_path / "out", ContractError)
 
     def test_a_network_without_layers(self, tmp_path: Path) -> None:
         recipe = tiny(tmp_path, "only_norm", distill=NO_BLOCKS)
@@ -388,7 +415,7 @@ def test_a_student_with_weights_beside_its_config_starts_from_them(tmp_path: Pat
     (directory / "config.json").write_text(json.dumps(configs.VIT))
     torch.manual_seed(7)
     net = models.build(models.describe("hf:mine", tmp_path))
-    models.save_weights(net, directory / "model.safetensors")
+    save_weights(net, directory / "model.safetensors")
     found = tiny(
         tmp_path, configs.VIT, "images",
         student={"model": "hf:mine"}, distill={"steps": 0}, sparsity={"include": ["*"]},
@@ -397,6 +424,6 @@ def test_a_student_with_weights_beside_its_config_starts_from_them(tmp_path: Pat
     weights = stored(made, "model")
     expected = net.state_dict()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    models.save_weights(models.build(models.describe("hf:mine", tmp_path)),
+    save_weights(models.build(models.describe("hf:mine", tmp_path)),
                         directory / "model.safetensors")  # fmt: skip
     assert distill(found, tmp_path / "out", "dense").id != made.id

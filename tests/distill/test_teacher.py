@@ -18,12 +18,13 @@ from edgekd.data import recorded
 from edgekd.distill import loop
 from edgekd.distill.teacher import question, teach
 from edgekd.errors import ConfigError
+from edgekd.weights import save_weights
 
 
 def test_a_checkpoint_is_adopted_unchanged(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = tiny_models.mlp().eval()
-    models.save_weights(net, tmp_path / "w.safetensors")
+    save_weights(net, tmp_path / "w.safetensors")
     teacher = {"model": "python:tiny.models:mlp", "checkpoint": "w.safetensors"}
     recipe = tiny(tmp_path, teacher=teacher)
     found = teach(recipe, tmp_path / "out")
@@ -44,7 +45,7 @@ def test_weights_beside_a_transformers_configuration_are_found(tmp_path: Path) -
     recipe = tiny(tmp_path, configs.BERT, "tokens", teacher={"model": "hf:."})
     torch.manual_seed(1)
     net = models.build(models.describe("hf:.", tmp_path))
-    models.save_weights(net, tmp_path / "model.safetensors")
+    save_weights(net, tmp_path / "model.safetensors")
     found = teach(recipe, tmp_path / "out")
     stored = load_file(found.file("model.safetensors"))
     assert all(torch.equal(tensor, stored[n]) for n, tensor in net.state_dict().items())
@@ -81,7 +82,7 @@ def test_an_interrupted_fit_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_question_follows_the_weights_the_code_and_the_data(tmp_path: Path) -> None:
     net = tiny_models.mlp()
-    models.save_weights(net, tmp_path / "w.safetensors")
+    save_weights(net, tmp_path / "w.safetensors")
     teacher = {"model": "python:tiny.models:mlp", "checkpoint": "w.safetensors"}
     recipe = tiny(tmp_path, teacher=teacher)
     first = question(recipe)
@@ -90,7 +91,7 @@ def test_the_question_follows_the_weights_the_code_and_the_data(tmp_path: Path) 
     }  # fmt: skip
     with torch.no_grad():
         net.head.bias += 1
-    models.save_weights(net, tmp_path / "w.safetensors")
+    save_weights(net, tmp_path / "w.safetensors")
     assert question(recipe).key != first.key
 
 
@@ -127,7 +128,7 @@ def test_teachers_that_cannot_be(tmp_path: Path, teacher: dict[str, object], wor
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
-    models.save_weights(tiny_models.wide(), tmp_path / "w.safetensors")
+    save_weights(tiny_models.wide(), tmp_path / "w.safetensors")
     teacher = {"model": "python:tiny.models:mlp", "checkpoint": "w.safetensors"}
     with pytest.raises(ConfigError, match=r"blocks.0.fc1.bias is \[96\], expected \[64\]"):
         teach(tiny(tmp_path, teacher=teacher), tmp_path / "out")

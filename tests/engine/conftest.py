@@ -153,7 +153,7 @@ def _publish(
             "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 64]}],
             "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 10]}],
             "labels": LABELS,
-            "preprocess": {"scale": "1/16"},
+            "preprocess": {"kind": "none"},
         }
     )
 

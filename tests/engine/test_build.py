@@ -205,7 +205,7 @@ def test_only_the_batch_may_be_dynamic(onnx_model: Models, tmp_path: Path) -> No
 
     parents = {"samples": artifact.parent(model, "samples")}
     question = artifact.Question(kinds.ONNX_MODEL, {**model.config, "io": io}, parents)
-    with pytest.raises(UnsupportedError, match=r"input 'x' has the dynamic size 'length'"):
+    with pytest.raises(UnsupportedError, match=r"input 'x' has the changing size 'length'"):
         build(artifact.make(tmp_path / "out", question, write), A100, tmp_path / "out")
 
 

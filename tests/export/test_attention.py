@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgekd import models
 from edgekd.export.attention import count_attention
-from edgekd.export.to_onnx import export_float32
+from edgekd.export.to_onnx import Form, export_float32
 
 Nodes = Sequence[tuple[str, Sequence[str], str]]
 CONSTANTS = {"w": np.ones((4, 4)), "s": np.float32(0.5), "b": np.ones((4, 4))}
@@ -129,5 +129,5 @@ def test_what_the_exporter_writes(tmp_path: Path, name: str, blocks: int) -> Non
         torch.backends.mha.set_fastpath_enabled(False)
         examples = tiny_data.vectors()
     inputs = models.tensors(examples.train.take(np.arange(2))[0], model)
-    export_float32(model.eval(), inputs, examples.io, 17, tmp_path / "m.onnx")
+    export_float32(model.eval(), inputs, examples.io, Form(), tmp_path / "m.onnx")
     assert count_attention(ir.load(tmp_path / "m.onnx")) == blocks

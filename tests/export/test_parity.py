@@ -20,6 +20,7 @@ from edgekd.artifact import Artifact
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ContractError, ToolchainError
 from edgekd.export import parity, qdq_form, to_onnx
+from edgekd.weights import load_weights
 
 IO = data.vectors().io
 INPUTS = data.vectors().train.take(np.arange(40))[0]
@@ -34,12 +35,12 @@ def shipped(
     source = student("mlp")
     folder = tmp_path_factory.mktemp("graphs")
     model = models.build(source.read_json("model.json"))
-    models.load_weights(model, source.file("model.safetensors"))
+    load_weights(model, source.file("model.safetensors"))
     rows = [LayerPlan(**row) for row in source.read_json("layers.json")]
     qdq_form.attach(model.eval(), rows, load_file(source.file("quantizers.safetensors")))
     path, half = folder / "ort.onnx", folder / "trt.onnx"
     two = models.tensors({n: a[:2] for n, a in INPUTS.items()}, model)
-    to_onnx.export_float32(model, two, IO, 17, path)
+    to_onnx.export_float32(model, two, IO, to_onnx.Form(), path)
     to_onnx.convert_float16(path, half)
     return model, path, half
 
@@ -81,7 +82,7 @@ def test_a_network_without_int8_has_no_integers_to_compare(tmp_path: Path) -> No
     model = tiny_models.mlp().eval()
     two = models.tensors({n: a[:2] for n, a in INPUTS.items()}, model)
     path, half = tmp_path / "ort.onnx", tmp_path / "trt.onnx"
-    to_onnx.export_float32(model, two, IO, 17, path)
+    to_onnx.export_float32(model, two, IO, to_onnx.Form(), path)
     to_onnx.convert_float16(path, half)
     found = parity.measure(model, path, half, INPUTS, IO)["parity"]
     assert found["integers_compared"] == 0
@@ -197,7 +198,7 @@ def test_tokens_first_networks_are_compared_token_by_token(tmp_path: Path) -> No
     qdq_form.attach(model, [row], weights)
     two = models.tensors({n: a[:2] for n, a in INPUTS.items()}, model)
     path, half = tmp_path / "ort.onnx", tmp_path / "trt.onnx"
-    to_onnx.export_float32(model, two, IO, 17, path)
+    to_onnx.export_float32(model, two, IO, to_onnx.Form(), path)
     to_onnx.convert_float16(path, half)
     found = parity.measure(model, path, half, INPUTS, IO)["parity"]
     assert found["integers_differ"] < 1e-3

@@ -32,7 +32,7 @@ def floats(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
         ("vit", configs.VIT, "images", ["*fc1"]),
     ):
         base = tmp_path_factory.mktemp(f"float-{name}")
-        section = {"calibration_samples": 32, "exclude": exclude}
+        section = {"calibration_samples": 32, "convolutions": True, "exclude": exclude}
         made[name] = distill(tiny(base, network, data, quantization=section), base / "out")
     return made
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import models
+from tiny import forms, models
 from torch import Tensor, nn
 
 from edgekd import quant
@@ -100,6 +100,46 @@ class TestRefused:
         scales = stored(model, "stem", None if lost == "no mask" else mask)
         with pytest.raises(ContractError, match="stem is planned for 2:4 but its mask was lost"):
             qdq_form.attach(model, [row("stem", int8, sparse=True)], scales)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"), [(0.0, "0.0"), (float("nan"), "nan"), (float("inf"), "inf"), (-1.0, "-1.0")]
+)
+@pytest.mark.parametrize("side", ["input", "weight"])
+def test_scales_that_are_none(value: float, found: str, side: str) -> None:
+    model = models.mlp()
+    scales = stored(model, "stem")
+    scales[f"stem.{side}_scale"].fill_(value)
+    with pytest.raises(
+        ContractError, match=rf"export: the {side} of stem: scale.* is {found}, expected a finite"
+    ):
+        qdq_form.attach(model, [row("stem")], scales)
+
+
+def test_a_denormal_scale_is_a_scale() -> None:
+    model = models.mlp()
+    scales = stored(model, "stem")
+    scales["stem.input_scale"].fill_(2.0**-24)
+    qdq_form.attach(model, [row("stem")], scales)
+    assert model.stem(torch.full((1, 32), 1e-6)).isfinite().all()
+
+
+def test_a_tied_weight_stays_one_parameter() -> None:
+    model = forms.tied()
+    scales = {**stored(model, "encoder"), **stored(model, "decoder")}
+    qdq_form.attach(model, [row("encoder"), row("decoder")], scales)
+    one, two = (
+        model.get_submodule(name).parametrizations.weight for name in ("encoder", "decoder")
+    )
+    assert one.original is two.original
+    assert torch.equal(model.encoder.weight, model.decoder.weight)
+
+
+def test_a_layer_called_by_keyword() -> None:
+    model = models.keyword()
+    qdq_form.attach(model, [row("stem")], stored(model, "stem"))
+    x = torch.randn(2, 32)
+    assert torch.equal(model.stem(input=x), model.stem(x))
 
 
 def test_traced_it_is_standard_onnx_around_float_weights(tmp_path: Path) -> None:

@@ -27,7 +27,14 @@ IO = {
     "inputs": [{"name": "x", "dtype": "float32", "shape": ["batch", 16], "range": [-1.0, 1.0]}],
     "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 3], "range": None}],
     "labels": ["0", "1", "2"],
-    "preprocess": {"scale": 0.0625},
+    "preprocess": {
+        "kind": "image",
+        "channels": "grey",
+        "resize": [8, 8],
+        "rescale": 0.0625,
+        "mean": [0.5],
+        "std": [0.5],
+    },
 }
 PARITY = {
     "samples": 200,
@@ -196,7 +203,12 @@ class Maker:
         return self.make(kinds.BUNDLE, config, {"bundle.json": document}, {"arms": {}}, parents)
 
     def accuracy(
-        self, model: Artifact, interval: tuple[float, float] = (-0.02, 0.01), **recorded: Any
+        self,
+        model: Artifact,
+        interval: tuple[float, float] = (-0.02, 0.01),
+        metric: str = "top-1",
+        not_measured: str | None = None,
+        **recorded: Any,
     ) -> Artifact:
         top1 = {"correct": 178, "top1": 0.89, "top1_interval": [0.84, 0.926]}
         fidelity = {
@@ -208,6 +220,11 @@ class Maker:
             "kl_nats_interval": [0.008, 0.02],
         }
         teacher = {"correct": 180, "top1": 0.9, "top1_interval": [0.85, 0.934]}
+        if metric != "top-1":
+            top1, teacher = {**top1, "correct": None}, {**teacher, "correct": None}
+        if not_measured is not None:
+            top1, teacher = dict.fromkeys(top1), dict.fromkeys(teacher)
+            fidelity |= {"difference": None, "difference_interval": None}
         answers = {"compared": True, "equal": True, "largest_difference": 0.0, "argmax_differ": 0.0}
         results = {
             "model": {
@@ -217,6 +234,8 @@ class Maker:
                 "runtime": model.config.get("runtime", "onnxruntime"),
             },
             "count": 200,
+            "metric": metric,
+            "not_measured": not_measured,
             "intervals": "95%: Wilson",
             "rows": [
                 {"who": "teacher", "source": "recorded", **teacher},

@@ -14,9 +14,7 @@ def _data(inputs: list[Tensor], arrays: dict[str, np.ndarray], labels: np.ndarra
     def split(rows: slice) -> ArraySplit:
         return ArraySplit({name: array[rows] for name, array in arrays.items()}, labels[rows])
 
-    io = IO(
-        inputs=inputs, outputs=[_LOGITS], labels=[str(i) for i in range(CLASSES)], preprocess={}
-    )
+    io = IO(inputs=inputs, outputs=[_LOGITS], labels=[str(i) for i in range(CLASSES)])
     return Data(train=split(slice(0, 64)), evaluation=split(slice(64, None)), io=io)
 
 

@@ -297,3 +297,15 @@ class HardlyVaries(MLP):
 
 def hardly_varies() -> nn.Module:
     return HardlyVaries()
+
+
+class Drawing(MLP):
+    """Draws from a distribution, which ONNX calls Multinomial and few parsers take."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = torch.multinomial(x.softmax(-1), 1)
+        return super().forward(x + drawn)
+
+
+def drawing() -> nn.Module:
+    return Drawing()

@@ -21,7 +21,8 @@ def tiny(
 
     Args:
         base: Where a transformers configuration is written to.
-        model: Name of a callable in tiny.models, or a transformers configuration.
+        model: Name of a callable in tiny.models, ``forms:<name>`` for one in tiny.forms, or a
+            transformers configuration.
         data: Name of a callable in tiny.data.
         **changes: Sections or keys that replace the ones below.
     """
@@ -30,13 +31,13 @@ def tiny(
         (base / "config.json").write_text(json.dumps(model))
         spec = "hf:config.json"
     else:
-        spec = f"python:tiny.models:{model}"
+        spec = f"python:tiny.{model}" if ":" in model else f"python:tiny.models:{model}"
     document: dict[str, Any] = {
         "name": "tiny",
         "threads": 1,
         "teacher": {"model": spec, "fit": {"steps": 3, "batch_size": 16}},
         "data": {"source": f"python:tiny.data:{data}", "samples": 24},
-        "quantization": {"calibration_samples": 32},
+        "quantization": {"calibration_samples": 32, "convolutions": True},
         "distill": {"steps": 2, "batch_size": 16},
         **changes,
     }

@@ -1,0 +1,196 @@
+"""What a network's own specification says of its inputs, its classes and its preprocessing.
+
+A data source that is only files needs to know what the files must become. That is read from the
+recipe's ``data.preprocess`` or else from the teacher's directory, its ``config.json`` or timm's
+configuration. Where a teacher is trained from nothing and no processor lies beside it, an image is
+squeezed to the network's size and scaled to -1..1; beside given weights that would be a guess that
+costs accuracy in silence, so it is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgekd import models, processors
+from edgekd.errors import ConfigError
+from edgekd.io_json import IO, TOKENIZER, Image, Nothing, Preprocess, Tensor, Text
+from edgekd.recipe import Recipe
+
+Config = dict[str, Any]
+FROM_NOTHING = 0.5  # mean and std: 0..1 becomes -1..1
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Inputs, classes and preprocessing of a network.
+
+    Attributes:
+        inputs: With shapes, dtypes and ranges.
+        preprocess: How raw data becomes them.
+        labels: Names of the classes in the network's order, as far as it names them.
+        classes: Number of classes; None where it leaves that to its library.
+        files: What travels beside ``io.json``.
+    """
+
+    inputs: list[Tensor]
+    preprocess: Preprocess
+    labels: Sequence[str] | None = None
+    classes: int | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+    def io(self, labels: Sequence[str]) -> IO:
+        """``io.json`` of a classifier of these inputs."""
+        logits = Tensor(name="logits", dtype="float32", shape=["batch", len(labels)])
+        return IO(
+            inputs=self.inputs, outputs=[logits], labels=list(labels), preprocess=self.preprocess
+        )
+
+
+def of_recipe(recipe: Recipe) -> Interface:
+    """The interface of a recipe's teacher.
+
+    Raises:
+        ConfigError: Nothing says how images or text become the inputs, or what says it is wrong.
+    """
+    spec = recipe.teacher.model
+    config = models.describe(spec, recipe.base)["config"]
+    asked = recipe.data.preprocess or spec
+    scheme, _, rest = asked.partition(":")
+    timm = spec.startswith("timm:")
+    labels, classes = _classes(config or {})
+    if timm:
+        classes = int(config["arguments"].get("num_classes", 1000))
+    name = "x" if timm else "pixel_values"  # what each library calls it
+    if scheme == "timm":
+        own = models.describe(asked, recipe.base)["config"]
+        steps = processors.image_of_timm(own["name"], own["arguments"])
+        return Interface([_pixels(steps, name)], steps, labels, classes)
+    if scheme != "hf":
+        raise ConfigError(
+            f"recipe {recipe.name}: data.source {recipe.data.source!r} does not know how to feed "
+            f'{asked!r}: give data.preprocess = "hf:<directory>" or "timm:<name>"'
+        )
+    directory = recipe.base / rest
+    if not directory.exists():
+        raise ConfigError(f"data.preprocess {asked!r}: no such directory: {directory}")
+    directory = directory if directory.is_dir() else directory.parent
+    if not timm and _takes_text(directory, config):
+        return _text(recipe, directory, config or {}, labels, classes)
+    if recipe.data.preprocess or (directory / "preprocessor_config.json").is_file():
+        steps = processors.image_of_directory(directory, config)
+    else:
+        steps = _from_nothing(recipe, directory, config)
+    return Interface([_pixels(steps, name)], steps, labels, classes)
+
+
+def _takes_text(directory: Path, config: Config | None) -> bool:
+    if config is not None:
+        return "vocab_size" in full(config)
+    held = [name for name in processors.VOCABULARIES if (directory / name).is_file()]
+    return bool(held) and not (directory / "preprocessor_config.json").is_file()
+
+
+def _text(
+    recipe: Recipe, directory: Path, config: Config, labels: Any, classes: int | None
+) -> Interface:
+    known = full(config) if config else {}
+    settings = recipe.data
+    if settings.source == "random" and settings.preprocess is None:
+        # Ids can be drawn without a tokenizer.
+        longest = settings.max_length or int(known.get("max_position_embeddings", 512))
+        drawn = _ids(["input_ids", "attention_mask"], longest, int(known["vocab_size"]))
+        return Interface(drawn, Nothing(), labels, classes)
+    pair = settings.text_pair is not None
+    found = processors.text_of_directory(directory, known, settings.max_length, pair)
+    vocabulary = int(known.get("vocab_size", found.vocabulary))
+    if found.vocabulary > vocabulary:
+        raise ConfigError(
+            f"{directory}: its tokenizer makes ids up to {found.vocabulary - 1}, the network takes "
+            f"up to {vocabulary - 1}: give the tokenizer of this network"
+        )
+    # A symbol where the recipe exports the length as an open size (see [export.dynamic]).
+    dynamic = getattr(recipe.export, "dynamic", None) or {}
+    length = "sequence" if "sequence" in dynamic else found.steps.max_length
+    inputs = _ids(found.inputs, length, vocabulary)
+    return Interface(inputs, found.steps, labels, classes, {TOKENIZER: found.content})
+
+
+def _ids(names: Sequence[str], length: int | str, vocabulary: int) -> list[Tensor]:
+    most = {"input_ids": vocabulary - 1}
+    return [
+        Tensor(name=name, dtype="int64", shape=["batch", length], range=(0, most.get(name, 1)))
+        for name in names
+    ]
+
+
+def _from_nothing(recipe: Recipe, directory: Path, config: Config | None) -> Image:
+    beside = models.weights_beside(recipe.teacher.model, recipe.base)
+    trained = recipe.teacher.checkpoint or (beside and beside.name)
+    if config is None or (trained and recipe.data.source != "random"):
+        raise ConfigError(
+            f"{directory / 'preprocessor_config.json'}: no such file, and "
+            f"{trained or 'the network'} was trained with a preprocessing that nothing here tells: "
+            "copy it there, or give data.preprocess"
+        )
+    known = full(config)
+    size, channels = known.get("image_size", 224), int(known.get("num_channels", 3))
+    sides = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if channels not in (1, 3):
+        raise ConfigError(f"{directory}: the network takes {channels} channels, expected 1 or 3")
+    return Image(
+        channels="rgb" if channels == 3 else "grey",
+        resize=sides,
+        rescale=1 / 255,
+        mean=[FROM_NOTHING] * channels,
+        std=[FROM_NOTHING] * channels,
+    )
+
+
+def _pixels(steps: Image, name: str) -> Tensor:
+    size = steps.crop or steps.resize
+    if size is None or isinstance(size, int):
+        raise ConfigError(
+            f"its preprocessing leaves images of different sizes (resize {steps.resize}, no crop): "
+            "give one that ends in one size"
+        )
+    # From black to white, whichever of them is the smaller number after the division.
+    ends = [
+        (value * 255 * steps.rescale - mean) / std
+        for mean, std in zip(steps.mean, steps.std, strict=True)
+        for value in (0, 1)
+    ]
+    shape: list[int | str] = ["batch", len(steps.mean), *size]
+    return Tensor(name=name, dtype="float32", shape=shape, range=(min(ends), max(ends)))
+
+
+def full(config: Config) -> Config:
+    """A transformers configuration with the defaults of its class filled in.
+
+    Raises:
+        ConfigError: transformers does not know its type, or refuses it.
+    """
+    import transformers
+
+    values = dict(config)
+    try:
+        parsed = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+    except Exception as error:  # transformers raises what it likes at a configuration
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"config.json: transformers refuses it: {reason}") from error
+    return dict(parsed.to_dict())
+
+
+def _classes(config: Config) -> tuple[list[str] | None, int | None]:
+    """Names of the classes where the configuration gives real ones, and their number."""
+    names = config.get("id2label")
+    if not isinstance(names, Mapping) or not names:
+        return None, config.get("num_labels")
+    ordered = [str(names[key]) for key in sorted(names, key=int)]
+    made_up = all(name == f"LABEL_{index}" for index, name in enumerate(ordered))
+    return (None if made_up else ordered), len(ordered)
+
+
+__all__ = ["Interface", "Text", "full", "of_recipe"]

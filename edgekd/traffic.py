@@ -1,0 +1,200 @@
+"""What a forward pass multiplies and moves: the counts a prediction is made of.
+
+A real input goes through the network once. Hooks count the numbers each layer reads and writes, and
+every operator below the modules is watched for attention: a product of two activations (Q K^T)
+whose result reaches another product of two activations (P V) through element-wise, normalising and
+shape operators alone. `edgekd.export.attention` counts the same on the exported graph, by the same
+definition, so a plan can be held against the graph. Class names are never read.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from edgekd.data import IO
+from edgekd.models import Tensors, forward
+
+LAYERS = (nn.Linear, nn.Conv2d)
+_PRODUCTS = {"bmm", "baddbmm", "mm", "addmm", "matmul", "dot", "mv", "addmv"}
+_WEIGHTED = {
+    "convolution",
+    "_convolution",
+    "linear",
+    "embedding",
+    "mkldnn_rnn_layer",
+    "lstm",
+    "gru",
+}
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Numbers that a layer reads and writes for one example, weights not counted."""
+
+    read: int
+    written: int
+
+
+@dataclass(frozen=True)
+class AttentionBlock:
+    """Two products with a normalisation between them, for one example.
+
+    Attributes:
+        macs: Multiply-accumulates of both products.
+        elements: Numbers in Q, K, V and the result: what a fused kernel reads and writes.
+    """
+
+    macs: int
+    elements: int
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """One pass through a network.
+
+    Attributes:
+        layers: Module name -> what it moves.
+        attention: Attention blocks in forward order.
+        operators: Names of all ATen operators that ran, for example ``bmm``.
+    """
+
+    layers: dict[str, Moved]
+    attention: list[AttentionBlock]
+    operators: frozenset[str]
+
+
+def watch(model: nn.Module, inputs: Tensors, io: IO) -> Traffic:
+    """Pass inputs through a network and count.
+
+    Args:
+        model: The plain float network; left as it was.
+        inputs: One example or more; counts are for one.
+        io: Names of the outputs.
+    """
+    examples = len(next(iter(inputs.values())))
+    moved: dict[str, Moved] = {}
+    handles = [
+        module.register_forward_hook(_count(name, moved, examples), with_kwargs=True)
+        for name, module in model.named_modules()
+        if isinstance(module, LAYERS)
+    ]
+    flow = _Flow({p.untyped_storage().data_ptr() for p in model.parameters()}, examples)
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), flow:
+            forward(model, inputs, io)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return Traffic(moved, flow.attention, frozenset(flow.operators))
+
+
+def forward_ns(model: nn.Module, inputs: Tensors, io: IO, passes: int = 3) -> int:
+    """The shortest of a few forward passes, in nanoseconds; the first one only warms up."""
+    training = model.training
+    model.eval()
+    times = []
+    with torch.no_grad():
+        for _ in range(passes + 1):
+            started = time.perf_counter_ns()
+            forward(model, inputs, io)
+            times.append(time.perf_counter_ns() - started)
+    model.train(training)
+    return min(times[1:])
+
+
+def _count(name: str, moved: dict[str, Moved], examples: int) -> Any:
+    def hook(_module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        given = next(value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor))
+        before = moved.get(name, Moved(0, 0))
+        read, written = given.numel() // examples, output.numel() // examples
+        moved[name] = Moved(before.read + read, before.written + written)
+
+    return hook
+
+
+@dataclass(frozen=True)
+class _Product:
+    """A product of two activations: its size, and the numbers it reads and writes."""
+
+    macs: int
+    read: tuple[int, ...]
+    written: int
+
+
+class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows the results of products of two activations from operator to operator."""
+
+    def __init__(self, parameters: set[int], examples: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.attention: list[AttentionBlock] = []
+        self.operators: set[str] = set()
+        self._parameters, self._examples = parameters, examples
+        self._open: dict[int, _Product] = {}  # a tensor -> the product it came from
+        self._alive: list[Tensor] = []  # so that no identity is used twice
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        self.operators.add(name)
+        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        made = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+        self._alive += made
+        came = next((self._open[id(each)] for each in given if id(each) in self._open), None)
+        if "scaled_dot_product" in name:
+            self._fused(given[:3], made[0])
+            came = None
+        elif name in _WEIGHTED or (name in _PRODUCTS and self._weighs(given)):
+            came = None
+        elif name in _PRODUCTS:
+            came = self._product(name, given, made[0], came)
+        if name == "_native_multi_head_attention":
+            came = None
+        for each in made:
+            self._open.pop(id(each), None)
+            if came is not None:
+                self._open[id(each)] = came
+        return result
+
+    def _weighs(self, given: Sequence[Tensor]) -> bool:
+        return any(each.untyped_storage().data_ptr() in self._parameters for each in given)
+
+    def _product(
+        self, name: str, given: Sequence[Tensor], made: Tensor, came: _Product | None
+    ) -> _Product | None:
+        """The product itself where it may open a block; None where it closes one."""
+        # The first argument of addmm and baddbmm is added, not multiplied.
+        left, right = given[-2:] if name.startswith(("add", "badd")) else given[:2]
+        macs = made.numel() * left.shape[-1] // self._examples
+        sizes = (left.numel() // self._examples, right.numel() // self._examples)
+        written = made.numel() // self._examples
+        if came is None:
+            return _Product(macs, sizes, written)
+        # What goes into the second product beside the first one's result is V.
+        scores = came.written
+        value = sizes[1] if sizes[0] >= scores or id(left) in self._open else sizes[0]
+        elements = sum(came.read) + value + written
+        self.attention.append(AttentionBlock(came.macs + macs, elements))
+        return None
+
+    def _fused(self, given: Sequence[Tensor], made: Tensor) -> None:
+        query, key, value = given
+        scores = query.numel() * key.shape[-2]
+        read = query.numel() + key.numel() + value.numel()
+        block = AttentionBlock(
+            (scores + query.shape[-2] * value.numel()) // self._examples,
+            (read + made.numel()) // self._examples,
+        )
+        self.attention.append(block)

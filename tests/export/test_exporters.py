@@ -1,0 +1,139 @@
+"""Both exporters, whole stage: the same layers and integers, module paths, sizes that change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tiny import configs
+from tiny import data as examples
+from tiny.recipes import tiny
+
+from edgekd import qdq, target
+from edgekd.artifact import Artifact
+from edgekd.data import Data
+from edgekd.distill.student import distill
+from edgekd.engine.build import evidence
+from edgekd.errors import ConfigError
+from edgekd.export.model import export
+from edgekd.export.parity import at_other_sizes
+from edgekd.recipe import Export, Range
+
+Students = Callable[[str], Artifact]
+A100 = target.load("a100-sxm4-80gb-trt11.4")
+LENGTHS = Range(min=4, opt=16, max=40)
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "resnet"])
+def test_dynamo_ships_the_same_integers_under_the_same_names(student: Students, name: str) -> None:
+    source = student(name)
+    out = source.path.parent
+    old, new = export(source, out), export(source, out, Export(exporter="dynamo", weights="int8"))
+    for file in ("ort.onnx", "trt.onnx"):
+        one, two = (
+            {w.layer: w for w in qdq.quantized_weights(qdq.load(each.file(file)))}
+            for each in (old, new)
+        )
+        assert list(one) == list(two)
+        for layer, weight in one.items():
+            assert np.array_equal(weight.integers, two[layer].integers)
+            assert np.array_equal(weight.scale, two[layer].scale)
+    rows = {row["layer"]: row["node"] for row in new.read_json("layers.json") if row["int8"]}
+    for layer, node in rows.items():
+        assert layer.replace(".", "/") in node
+    assert new.results["attention_blocks"] == old.results["attention_blocks"]
+    assert new.file("ort.onnx").stat().st_size < 0.7 * old.file("ort.onnx").stat().st_size
+    engine = evidence(new, A100, out)
+    assert engine.results["int8"] == len(rows)
+    assert engine.results["fused_attention"] == new.results["attention_blocks"]
+
+
+def test_nothing_of_this_machine_is_left_in_a_dynamo_graph(student: Students) -> None:
+    source = student("resnet")
+    graph = export(source, source.path.parent, Export(exporter="dynamo", weights="int8"))
+    model = onnx.load(graph.file("ort.onnx"))
+    assert not [node.name for node in model.graph.node if node.metadata_props or node.doc_string]
+    assert b"site-packages" not in graph.file("ort.onnx").read_bytes()
+    assert graph.config["export"]["exporter"] == "dynamo"
+    assert model.opset_import[0].version == 18
+
+
+def test_auto_is_the_safe_way_and_the_artifact_says_so(student: Students) -> None:
+    source = student("resnet")
+    graph = export(source, source.path.parent)
+    assert graph.config["export"]["exporter"] == "torchscript"
+    assert graph.config["export"]["weights"] == "float"
+
+
+def any_length() -> Data:
+    """`tiny.data.tokens` whose sequence may have any length."""
+    found = examples.tokens()
+    inputs = [each.model_copy(update={"shape": ["batch", "sequence"]}) for each in found.io.inputs]
+    return Data(found.train, found.evaluation, found.io.model_copy(update={"inputs": inputs}))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A BERT whose sequence changes, 16 long in the samples."""
+    base = tmp_path_factory.mktemp("sequence")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(examples, "any_length", any_length, raising=False)
+        config = {**configs.BERT, "max_position_embeddings": 64}
+        return distill(tiny(base, config, "any_length"), base / "out")
+
+
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_a_sequence_of_any_length_is_computed_and_fused(bert: Artifact, exporter: str) -> None:
+    settings = Export(exporter=exporter, weights="int8", dynamic={"sequence": LENGTHS})  # type: ignore[arg-type]
+    graph = export(bert, bert.path.parent, settings)
+    sizes = graph.results["parity"]["sizes"]
+    assert set(sizes) == {"sequence 4", "sequence 16", "sequence 40"}
+    assert max(sizes.values()) < 1e-3
+    assert graph.read_json("io.json")["inputs"][0]["shape"] == ["batch", "sequence"]
+    engine = evidence(graph, A100, bert.path.parent)
+    assert engine.config["profiles"]["input_ids"] == [[1, 4], [8, 16], [64, 40]]
+    assert (engine.results["int8"], engine.results["fused_attention"]) == (13, 2)
+
+
+def test_a_changing_size_needs_its_limits(bert: Artifact, student: Students) -> None:
+    with pytest.raises(ConfigError) as caught:
+        export(bert, bert.path.parent)
+    assert "the inputs have the changing size 'sequence'" in str(caught.value)
+    assert "add [export.dynamic.sequence] with min, opt and max" in str(caught.value)
+    source = student("resnet")
+    with pytest.raises(ConfigError, match=r"export.dynamic.sequence: no input has this size"):
+        export(source, source.path.parent, Export(dynamic={"sequence": LENGTHS}))
+
+
+def test_a_graph_that_kept_its_length_is_caught(bert: Artifact, tmp_path: Path) -> None:
+    """The mask of a graph traced with a fixed length breaks at every other."""
+    import torch
+    from torch import Tensor, nn
+
+    from edgekd.data import IO, Tensor as Port
+    from edgekd.errors import ContractError
+    from edgekd.export.to_onnx import Form, export_float32
+
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) * torch.arange(int(x.shape[1])).reshape(1, -1, 1)
+
+    ports = [Port(name=n, dtype="float32", shape=["batch", "sequence", 4]) for n in ("x", "y")]
+    io = IO(inputs=ports[:1], outputs=ports[1:], labels=[])
+    model, x = Keeps().eval(), torch.randn(2, 6, 4)
+    form = Form(limits={"batch": (1, 8), "sequence": (2, 9)})
+    export_float32(model, {"x": x}, io, form, tmp_path / "ort.onnx")
+    with pytest.raises(ContractError) as caught:
+        at_other_sizes(
+            model, tmp_path / "ort.onnx", {"x": x.numpy()}, io,
+            {"sequence": Range(min=2, opt=6, max=9)},
+        )  # fmt: skip
+    assert "at sequence 2 the graph does not compute the network" in str(caught.value)
+    assert "set export.exporter to the other one" in str(caught.value)
