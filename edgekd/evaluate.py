@@ -34,6 +34,7 @@ from edgekd.data import IO, Arrays, inputs_of, recorded
 from edgekd.errors import ArtifactError, MeasurementError
 from edgekd.origin import source_hash, versions
 
+SOURCES = ("edgekd.evaluate", "edgekd.runner", "edgekd.engine", "edgekd.data")
 Z = 1.959963984540054  # 97.5% quantile of the standard normal
 RESAMPLES = 2000
 SEED = 0
@@ -66,7 +67,7 @@ def evaluate(model: Artifact, out: Path, samples: Artifact | None = None) -> Art
             kinds.ACCURACY_REPORT,
             config={"resamples": RESAMPLES, "seed": SEED, "where": runner.fingerprint(model)},
             parents={"model": model, "samples": samples},
-            sources={"evaluate": source_hash("edgekd.evaluate", "edgekd.runner", "edgekd.engine")},
+            sources={"evaluate": source_hash(*SOURCES)},
             tools=versions("numpy"),
         )
 

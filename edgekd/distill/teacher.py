@@ -8,12 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import artifact, data, kinds, models, progress
-from edgekd.artifact import Artifact, Question, Work, file_hash, source_hash, versions
+from edgekd.artifact import (
+    Artifact,
+    Question,
+    Work,
+    file_hash,
+    source_hash,
+    user_hash,
+    versions,
+)
 from edgekd.distill import device, loop, losses, samples
 from edgekd.errors import ConfigError
 from edgekd.recipe import Recipe
 
 TOOLS = ("torch", "transformers", "numpy", "safetensors")
+SOURCES = ("edgekd.distill", "edgekd.models", "edgekd.structure", "edgekd.data", "edgekd.eligible")
 
 
 def teach(recipe: Recipe, out: Path) -> Artifact:
@@ -33,7 +42,7 @@ def question(recipe: Recipe) -> Question:
     """What decides a Teacher: its sections, and hashes of the code, data and weights used."""
     spec = recipe.teacher.model
     sources = {
-        "edgekd": source_hash("edgekd.distill", "edgekd.models", "edgekd.data"),
+        "edgekd": source_hash(*SOURCES),
         **user_sources(recipe, spec),
         **models.source_files(spec, recipe.base),
     }
@@ -52,14 +61,12 @@ def question(recipe: Recipe) -> Question:
 
 
 def user_sources(recipe: Recipe, *specs: str) -> dict[str, str]:
-    """Hashes of the Python modules a recipe names, among its data source and the given specs."""
+    """Hashes of the Python modules a recipe names, in its data source and in the given specs."""
     found = {}
     for spec in (recipe.data.source, *specs):
         module = data.python_module(spec)
         if module is not None:
-            # A user's module counts with its package, helpers included; ours stands for itself.
-            package = module.partition(".")[0]
-            found[module] = source_hash(module if package == "edgekd" else package)
+            found[module] = user_hash(module)
     return found
 
 
