@@ -27,6 +27,7 @@ from edgekd.recipe import Recipe
 ROOT = Path(__file__).parents[2]
 NOWHERE = "http://127.0.0.1:9"  # the discard port: whatever asks an index fails at once
 ARMS = ("fp16", "sparse")  # each with Samples of its own
+BUSY = ("measure when the host is quieter", "measure again")  # what such refusals end in
 
 
 def from_file(path: str) -> ModuleType:
@@ -86,11 +87,16 @@ def device(
     bundle: Artifact, python310: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The folder on the device, and what the commands of COMMANDS.md printed there."""
-    folder = tmp_path_factory.mktemp("device")
-    shutil.copytree(bundle.path, folder / bundle.path.name)
-    text = (folder / bundle.path.name / "COMMANDS.md").read_text(encoding="utf-8")
+    text = (bundle.path / "COMMANDS.md").read_text(encoding="utf-8")
     script = "".join(re.findall(r"^```sh\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
-    return folder, typed(script, folder, python310)
+    for _ in range(3):
+        folder = tmp_path_factory.mktemp("device")
+        shutil.copytree(bundle.path, folder / bundle.path.name)
+        done = typed(script, folder, python310)
+        # A machine too busy to measure on says so and what to do, which a person would.
+        if done.returncode != 3 or not done.stderr.rstrip().endswith(BUSY):
+            break
+    return folder, done
 
 
 def typed(
