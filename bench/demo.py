@@ -21,10 +21,11 @@ from pathlib import Path
 
 import results
 
+RECIPE, SCENARIO = "digits-vit", "single-stream"
+TARGETS = ("a100-sxm4-80gb-trt11.4", "jetson-agx-orin-64gb-jp6.2", "cpu")
 COMMAND = (
-    "run", "digits-vit", "--target", "a100-sxm4-80gb-trt11.4",
-    "--target", "jetson-agx-orin-64gb-jp6.2", "--target", "cpu",
-    "--scenario", "single-stream",
+    "run", RECIPE, *(word for name in TARGETS for word in ("--target", name)),
+    "--scenario", SCENARIO,
 )  # fmt: skip
 STAGE = re.compile(r"^(?P<name>\S.*?)\s+(?P<seconds>\d+\.\d) s  ", re.MULTILINE)
 

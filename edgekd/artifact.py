@@ -3,29 +3,27 @@
 An artifact is the only thing two stages share. It is a directory with a ``manifest.json``:
 
 * the **question** - kind, schema, parents (role -> id), configuration in full, hashes of the
-sources
-  and data that were used, versions of the tools. ``key`` is its SHA-256: same key, same question,
-  so a finished artifact answers it from cache.
+  sources and data that were used, versions of the tools. ``key`` is its SHA-256: same key, same
+  question, so a finished artifact answers it from cache.
 * the **answer** - files (SHA-256 and size) and results (what the stage measured or proved). ``id``
-is
-  the SHA-256 of question and answer together. A child names its parents by id.
+  is the SHA-256 of question and answer together. A child names its parents by id.
 * the **provenance** - host, time, seconds, git revision. It is hashed into neither: it says where
-the
-  bytes came from, not what they are. A hash shows integrity, never origin.
+  the bytes came from, not what they are. A hash shows integrity, never origin.
 
 How a kill at any moment leaves nothing half-written: a stage writes into
 ``<out>/.work/<name>/scratch``, every file is fsynced, the manifest is written last, and one rename
 of the directory publishes it. A lock beside that work directory (flock, released by the kernel when
 the process dies) lets one process at a time work on a key, so leftovers found under the lock belong
 to nobody and are removed. Checkpoints live beside the scratch and survive; they go when the
-artifact is published.
+artifact is published. What is published never changes, so a cached answer is read without the lock
+and from a directory that cannot be written.
 
-Left out on purpose: a database, a global index, deduplication. A parent is looked up by id among
-the directories beside its child.
+Left out on purpose: a database, an index, deduplication. A parent is looked up beside its child.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -38,27 +36,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edgekd.durable import disk_errors, fsync, lock, replace_file, step
+from edgekd.durable import disk_errors, empty_directory, fsync, lock, replace_file, step, there
 from edgekd.errors import ArtifactError
-from edgekd.origin import file_hash, provenance, source_hash, versions
+from edgekd.origin import file_hash, provenance, source_hash, user_hash, versions
 
-__all__ = [  # what a stage needs, the parts of `durable` and `origin` included
-    "MANIFEST",
-    "Artifact",
-    "Kind",
-    "Manifest",
-    "Question",
-    "Work",
-    "cached",
-    "file_hash",
-    "load",
-    "make",
-    "parent",
-    "read_manifest",
-    "replace_file",
-    "source_hash",
-    "versions",
-]
+# What a stage needs, the parts of `durable` and `origin` included.
+__all__ = ["MANIFEST", "Artifact", "Kind", "Manifest", "Question", "Work", "cached", "file_hash",
+           "load", "make", "parent", "read_manifest", "replace_file", "source_hash", "user_hash",
+           "versions"]  # fmt: skip
 
 MANIFEST = "manifest.json"
 _AGAIN = "remove the directory and make the artifact again"
@@ -205,20 +190,17 @@ def make(out: Path, question: Question, write: Callable[[Work], Mapping[str, Any
         ArtifactError: The published directory is altered, a file could not be written, or the
             stage did not write what its kind promises.
     """
-    final = out / question.name
-    keep = out / ".work" / question.name
-    with lock(keep.with_name(f"{question.name}.lock")):
-        if not final.exists():
-            work = Work(scratch=keep / "scratch", keep=keep)
-            shutil.rmtree(work.scratch, ignore_errors=True)
-            started = time.perf_counter_ns()
-            with disk_errors(final):
-                work.scratch.mkdir(parents=True)
-                results = write(work)
-                seconds = (time.perf_counter_ns() - started) / 1e9
-                _publish(work.scratch, final, question, results, round(seconds, 3))
-        # Also what a process left that was killed after it had published.
-        step("clean", lambda: shutil.rmtree(keep, ignore_errors=True))
+    final, keep = out / question.name, out / ".work" / question.name
+    held = keep.with_name(f"{question.name}.lock")
+    if not there(final):
+        with lock(held):
+            if not there(final):
+                _work(keep, final, question, write)
+            step("clean", lambda: shutil.rmtree(keep, ignore_errors=True))
+    elif there(keep) or there(held):
+        # Left by a process that died after it had published; it does no harm where it must stay.
+        with contextlib.suppress(ArtifactError), lock(held):
+            shutil.rmtree(keep, ignore_errors=True)
     found = load(final, question.kind)
     if found.manifest.key != question.key:
         raise ArtifactError(
@@ -226,6 +208,18 @@ def make(out: Path, question: Question, write: Callable[[Work], Mapping[str, Any
             "share the first 12 digits; use another --out directory"
         )
     return found
+
+
+def _work(
+    keep: Path, final: Path, question: Question, write: Callable[[Work], Mapping[str, Any]]
+) -> None:
+    work = Work(scratch=keep / "scratch", keep=keep)
+    started = time.perf_counter_ns()
+    empty_directory(work.scratch)
+    with disk_errors(final):
+        results = write(work)
+        seconds = (time.perf_counter_ns() - started) / 1e9
+        _publish(work.scratch, final, question, results, round(seconds, 3))
 
 
 def cached(out: Path, question: Question) -> bool:
@@ -266,6 +260,10 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         ArtifactError: No such directory, no manifest, or one that was altered.
     """
+    if path.is_file():
+        beside = (path.parent / MANIFEST).is_file()
+        mend = f"give {path.parent}" if beside else "give the one that `edgekd export` printed"
+        raise ArtifactError(f"{path}: is a file, expected an artifact's directory: {mend}")
     if not path.is_dir():
         raise ArtifactError(f"{path}: no such artifact directory")
     file = path / MANIFEST
@@ -276,14 +274,12 @@ def read_manifest(path: Path) -> Manifest:
         body = manifest.model_dump(by_alias=True)
         question = {name: body[name] for name in Question(Kind("", "", 0, ()), {}).as_json()}
         hashes = {"key": _hash_json(question), "id": _identity(body)}
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise ArtifactError(
-            f"{file}: not a manifest ({where}: {first['msg']}); {_AGAIN}"
-        ) from error
-    except ValueError as error:  # NaN and infinity, which JSON has no word for
-        raise ArtifactError(f"{file}: not a manifest ({error}); {_AGAIN}") from error
+    except ValueError as error:  # also NaN and infinity, which JSON has no word for
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc'])) or 'the document'}: {first['msg']}"
+        raise ArtifactError(f"{file}: not a manifest ({reason}); {_AGAIN}") from error
     for name, expected in hashes.items():
         if body[name] != expected:
             raise ArtifactError(

@@ -142,7 +142,7 @@ def accept(
     index = _Index.model_validate({"schema": 1, **entries})
     text = index.model_dump_json(by_alias=True, indent=1) + "\n"
     kept = {entry.name for entry in entries.values()}
-    with lock(directory / _WORK / "lock"), disk_errors(directory):
+    with lock(directory / _WORK / "baseline.lock"), disk_errors(directory):
         for role, each in chosen.items():
             _copy(each, directory, entries[role], _KINDS[role])
         replace_file(directory / INDEX, lambda path: path.write_text(text, encoding="utf-8"))

@@ -235,6 +235,12 @@ def export(path: Path, recipe_name: str | None, out: Path | None, as_json: bool)
     metavar="NAME=ARTIFACT",
     help="Another graph for the Bundle to compare, for example dense=out/onnx-model-...",
 )
+@click.option(
+    "--recipe",
+    "recipe_name",
+    metavar="RECIPE",
+    help="Let the Bundle judge its engines by the [gate] of a recipe.",
+)
 @out_option
 @json_option
 def build(
@@ -242,6 +248,7 @@ def build(
     target_name: str,
     bundle: bool,
     arms: tuple[str, ...],
+    recipe_name: str | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -251,8 +258,9 @@ def build(
     from edgekd.engine.build import build
 
     named = dict(_arm(text) for text in arms)
+    made_from = recipe.load(recipe_name) if recipe_name else None
     with progress.stage(f"build for {wanted.name}"):
-        made = build(model, wanted, out or path.parent, bundle=bundle, arms=named)
+        made = build(model, wanted, out or path.parent, bundle=bundle, arms=named, recipe=made_from)
     _print(made, as_json)
 
 

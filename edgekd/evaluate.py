@@ -41,6 +41,7 @@ from edgekd.data import IO, Arrays, inputs_of, python_module, recorded
 from edgekd.errors import ArtifactError, MeasurementError
 from edgekd.origin import source_hash, versions
 
+SOURCES = ("edgekd.evaluate", "edgekd.runner", "edgekd.engine", "edgekd.data")
 Z = 1.959963984540054  # 97.5% quantile of the standard normal
 RESAMPLES = 2000
 SEED = 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,18 @@ from edgekd.judge import (
 from edgekd.origin import source_hash, versions
 from edgekd.recipe import Gate
 
-SOURCES = ("edgekd.gate", "edgekd.judge", "edgekd.baseline", "edgekd.evaluate", "edgekd.bench")
+SOURCES = (
+    "edgekd.gate",
+    "edgekd.judge",
+    "edgekd.baseline",
+    "edgekd.evaluate",
+    "edgekd.bench",
+    "edgekd.runner",
+    "edgekd.engine",
+    "edgekd.data",
+)
 EXIT_CODES: Mapping[Outcome, int] = {"pass": 0, "regress": 1, "inconclusive": 4}
+ITSELF = "the candidate is the baseline's own engine (same id): this compares an engine with itself"
 REPETITIONS_MIN = 12  # fewer give a ratio no 95% interval, see `edgekd.bench.stats.ratio`
 
 
@@ -213,8 +223,13 @@ def _checks(evidence: _Evidence, budgets: Gate, scenario: Scenario) -> list[Chec
     if budgets.size_bytes is not None:
         checks.append(check_size(*size(evidence.engine), budgets.size_bytes))
     if other is not None:
-        checks += [_latency_to_baseline(evidence, other, scenario, budgets.minimum_effect)]
-        checks += [_accuracy_to_baseline(evidence, other, budgets.minimum_effect_points)]
+        compared = [
+            _latency_to_baseline(evidence, other, scenario, budgets.minimum_effect),
+            _accuracy_to_baseline(evidence, other, budgets.minimum_effect_points),
+        ]
+        if evidence.engine.id == other.engine_id:
+            compared = [replace(c, sentence=f"{c.sentence}; {ITSELF}") for c in compared]
+        checks += compared
     return checks
 
 

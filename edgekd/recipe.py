@@ -1,5 +1,7 @@
 """The recipe: one TOML file that says what to compress and how.
 
+(A Bundle carries it as JSON, resolved: the values that were used, defaults included.)
+
 A recipe is frozen once read. Every key is checked where it enters, all problems are reported
 together, and an unknown key names its nearest neighbour: a misspelt key that is silently ignored is
 a training run wasted. Paths in a recipe are relative to the recipe. The resolved recipe travels in
@@ -10,12 +12,14 @@ path.
 from __future__ import annotations
 
 import importlib.resources
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
+from edgekd import problems
 from edgekd.errors import ConfigError, names_that_exist
 
 if sys.version_info >= (3, 11):
@@ -287,6 +291,10 @@ class Recipe(Section):
         """Directory that relative paths in the recipe start from."""
         return self._base
 
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, what is not given left out; `load` reads them back from a ``.json``."""
+        return self.model_dump(mode="json", exclude_none=True)
+
     def without(self, arm: Arm) -> Recipe:
         """The same recipe with one arm less; the dense student where none would be left.
 
@@ -306,8 +314,12 @@ class Recipe(Section):
 def load(name: str | Path) -> Recipe:
     """Read a recipe from a file, or a shipped one by name.
 
+    No file that the recipe names is looked for: on a device, where the model and the data are not,
+    its ``[gate]`` section can still be used.
+
     Args:
-        name: Path of a ``.toml`` file, or a name such as ``digits-vit``.
+        name: Path of a ``.toml`` file or of a Bundle's ``recipe.json``, or a name such as
+            ``digits-vit``.
 
     Raises:
         ConfigError: No such recipe, not TOML, or keys that are wrong; all of them in one message.
@@ -321,7 +333,7 @@ def load(name: str | Path) -> Recipe:
                 f"{names_that_exist(str(name), shipped)}"
             )
         path = Path(str(shipped[str(name)]))
-    recipe = parse(read_toml(path), str(path))
+    recipe = parse(read(path), str(path))
     recipe._base = path.parent
     return recipe
 
@@ -336,6 +348,15 @@ def parse(document: dict[str, Any], where: str) -> Recipe:
     return recipe
 
 
+def read(path: Path) -> dict[str, Any]:
+    """Parse a file that a person wrote in TOML, or that a Bundle carries as ``.json``.
+
+    Raises:
+        ConfigError: It is missing, cannot be read, or is not what its name says.
+    """
+    return _read_json(path) if path.suffix == ".json" else read_toml(path)
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Parse a TOML file.
 
@@ -343,12 +364,26 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: It is missing, cannot be read, or is not TOML (with line and column).
     """
     try:
-        document: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        return document
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
+        return tomllib.loads(_text(path))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(_text(path))
+    except ValueError as error:
+        raise ConfigError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: holds a JSON {type(document).__name__}, expected an object")
+    return document
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -362,36 +397,9 @@ def check(model: type[Any], document: dict[str, Any], where: str) -> Any:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        problems = [_sentence(model, problem) for problem in error.errors()]
-        count = f"{len(problems)} problems: " if len(problems) > 1 else ""
-        raise ConfigError(f"{where}: {count}" + "; ".join(problems)) from error
-
-
-def _sentence(model: type[BaseModel], problem: Any) -> str:
-    path = [str(part) for part in problem["loc"]]
-    key = ".".join(path)
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}: {names_that_exist(path[-1], _keys_at(model, path[:-1]))}"
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    found = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
-    sentence = f"{message[0].lower()}{message[1:]}{found}"
-    return f"{key}: {sentence}" if key else sentence
-
-
-def _keys_at(model: type[BaseModel], path: list[str]) -> list[str]:
-    """Names of the keys a section accepts, following `path` from the top."""
-    for part in path:
-        if part not in model.model_fields:  # an index into the list just followed
-            continue
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not sections:
-            return []
-        model = sections[0]
-    return list(model.model_fields)
+        found = [problems.sentence(model, problem) for problem in error.errors()]
+        count = f"{len(found)} problems: " if len(found) > 1 else ""
+        raise ConfigError(f"{where}: {count}" + "; ".join(found)) from error
 
 
 def _shipped() -> Any:

@@ -100,7 +100,7 @@ def run(
         made += [*([] if source is made[0] else [source]), samples, graphs[arm]]
     runnable = list(graphs.values())
     for target in targets:
-        built = _build(graphs, target, out)
+        built = _build(recipe, graphs, target, out)
         made += built
         engines = [
             each for each in built if each.kind == "Engine" and not each.results.get("evidence")
@@ -118,13 +118,16 @@ def run(
     return Result(made, page, candidates)
 
 
-def _build(graphs: dict[str, Artifact], target: Target, out: Path) -> list[Artifact]:
+def _build(
+    recipe: Recipe, graphs: dict[str, Artifact], target: Target, out: Path
+) -> list[Artifact]:
     """The Engine of every arm, or one Bundle of them all and the evidence made beside it."""
     from edgekd.engine.build import build
 
     main, *others = graphs
     with progress.stage(f"build for {target.name}") as done:
-        built = [build(graphs[main], target, out, arms={name: graphs[name] for name in others})]
+        arms = {name: graphs[name] for name in others}
+        built = [build(graphs[main], target, out, arms=arms, recipe=recipe)]
         if built[0].kind == "Engine":
             built += [build(graphs[name], target, out) for name in others]
         done(built[0].path.name)

@@ -13,7 +13,6 @@ the precision it picks all change with it, so "Jetson AGX Orin" alone is three t
 from __future__ import annotations
 
 import importlib.resources
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,7 +140,7 @@ def load(name: str | Path) -> Target:
                 f"a .toml file. {names_that_exist(str(name), names())}"
             )
         path = shipped("targets") / f"{name}.toml"
-    checked: Target = recipe.check(Target, _read(path), str(path))
+    checked: Target = recipe.check(Target, recipe.read(path), str(path))
     return checked
 
 
@@ -149,17 +148,3 @@ def shipped(name: str) -> Path:
     """Path of what lies beside the package in a checkout and inside the package in a wheel."""
     package = Path(str(importlib.resources.files("edgekd")))
     return package / name if (package / name).exists() else package.parent / name
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if path.suffix == ".toml":
-        return recipe.read_toml(path)
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path}: no such file") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path}: holds a JSON {type(document).__name__}, expected an object")
-    return document

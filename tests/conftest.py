@@ -1,8 +1,9 @@
-"""Shared by every test: one thread a process, and one way to skip, which is counted."""
+"""Shared by every test: one thread a process, `tiny`, and one way to skip, which is counted."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 
 # The workers share the cores; a second thread pool in each makes them slower, not faster.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Networks, data and recipes of tests; recipes name them as any user's module, ``python:tiny...``.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

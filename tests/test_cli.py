@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -49,6 +50,29 @@ def test_an_error_is_one_line_on_stderr_and_exit_3(monkeypatch: pytest.MonkeyPat
 def test_a_wrong_command_line_is_exit_2() -> None:
     assert CliRunner().invoke(main, ["build"]).exit_code == 2
     assert CliRunner().invoke(main, ["no-such-verb"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export"],
+        ["build", "--target", "cpu"],
+        ["evaluate"],
+        ["bench"],
+        ["gate"],
+        ["inspect"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_file_where_an_artifact_is_expected_is_told(arguments: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"")
+    done = CliRunner().invoke(main, [*arguments, str(file)])
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert done.stderr == (
+        f"edgekd: {file}: is a file, expected an artifact's directory: give the one that "
+        "`edgekd export` printed\n"
+    )
 
 
 def test_an_arm_without_a_name_is_refused() -> None:

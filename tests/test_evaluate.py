@@ -18,14 +18,8 @@ from edgekd.data import IO
 from edgekd.engine.build import build
 from edgekd.errors import ArtifactError, MeasurementError
 
-_fixtures = importlib.util.spec_from_file_location(
-    "engine_conftest", Path(__file__).parent / "engine" / "conftest.py"
-)
-assert _fixtures is not None
-assert _fixtures.loader is not None
-_module = importlib.util.module_from_spec(_fixtures)
-_fixtures.loader.exec_module(_module)
-onnx_model = _module.onnx_model
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny import graphs
 
 Models = Callable[..., Artifact]
 TWO = IO.model_validate(
@@ -35,6 +29,11 @@ TWO = IO.model_validate(
         "labels": ["no", "yes"],
     }
 )
+
+
+@pytest.fixture
+def onnx_model(tmp_path: Path) -> Models:
+    return lambda **options: graphs.make_model(tmp_path / "out", **options)
 
 
 def report_of(made: Artifact) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import configs
 
 from edgekd import models, recipe, target, weights
 from edgekd.errors import ConfigError, UnsupportedError
 from edgekd.init import init
 from edgekd.recipe import Recipe
-from tiny import configs
 
 A100 = target.load("a100-sxm4-80gb-trt11.4")
 CPU = target.load("cpu")

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from edgekd import models
 from edgekd.data import IO
 from edgekd.data import Tensor as Port
+from edgekd.distill.teacher import question
 from edgekd.errors import ConfigError, ContractError, ToolchainError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import configs
+from tiny.recipes import tiny
 
 LOGITS = IO(
     inputs=[Port(name="x", dtype="float32", shape=["batch", 32])],
@@ -311,3 +313,20 @@ class TestVisionOperators:
         self.site(tmp_path, monkeypatch, version)
         monkeypatch.setattr(torch.version, "cuda", cuda)
         assert models._define_vision_operators() is None
+
+
+def test_a_helper_beside_a_users_module_is_in_the_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helper = tmp_path / "my_blocks.py"
+    helper.write_text("from torch import nn\nblock = nn.Linear(32, 4)\n")
+    (tmp_path / "my_model.py").write_text("import my_blocks\nbuild = lambda: my_blocks.block\n")
+    (tmp_path / "my_notes.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = tiny(tmp_path, teacher={"model": "python:my_model:build", "fit": {"steps": 1}})
+    first = question(recipe)
+    assert "my_model" in first.sources
+    (tmp_path / "my_notes.py").write_text("x = 1\n")
+    assert question(recipe).key == first.key
+    helper.write_text(helper.read_text() + "# edited\n")
+    assert question(recipe).key != first.key

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import configs
+from tiny.recipes import tiny
 
 from edgekd import recipe, target
 from edgekd.errors import UnsupportedError
 from edgekd.plan import Plan, Row, plan, refusals, refuse
-from tiny import configs
-from tiny.recipes import tiny
 
 A100 = target.load("a100-sxm4-80gb-trt11.4")
 ORIN = target.load("jetson-agx-orin-64gb-jp6.2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from edgekd import recipe
 from edgekd.errors import ConfigError
 from edgekd.recipe import Recipe, Section
 
+ROOT = Path(__file__).parents[1]
+SHIPPED = sorted(file.stem for file in (ROOT / "edgekd" / "recipes").glob("*.toml"))
 MINIMAL: dict[str, Any] = {
     "name": "tiny",
     "teacher": {"model": "python:somewhere:net"},
@@ -83,31 +86,47 @@ def test_a_recipe_is_frozen_and_survives_its_own_dump() -> None:
         (
             "distill.steps",
             -1,
-            "distill.steps: input should be greater than or equal to 0 (found -1)",
+            "distill.steps: found -1, expected at least 0",
         ),
-        ("distill.steps", "10", "distill.steps: input should be a valid integer (found '10')"),
-        ("distill.steps", 1.5, "distill.steps: input should be a valid integer (found 1.5)"),
-        ("distill.batch_size", 0, "distill.batch_size: input should be greater than or equal to 1"),
-        ("distill.learning_rate", 0.0, "distill.learning_rate: input should be greater than 0 "),
-        ("distill.learning_rate", float("inf"), "distill.learning_rate: input should be a finite"),
-        ("distill.weight_decay", float("nan"), "distill.weight_decay: input should be a finite"),
-        ("distill.warmup", 2, "distill.warmup: input should be less than or equal to 1 (found 2)"),
+        (
+            "distill.steps",
+            "10",
+            "distill.steps: found '10', expected a whole number without quotes",
+        ),
+        ("distill.steps", 1.5, "distill.steps: found 1.5, expected a whole number"),
+        ("distill.batch_size", 0, "distill.batch_size: found 0, expected at least 1"),
+        ("distill.learning_rate", 0.0, "distill.learning_rate: found 0.0, expected more than 0"),
+        (
+            "distill.learning_rate",
+            float("inf"),
+            "distill.learning_rate: found inf, expected a finite number",
+        ),
+        (
+            "distill.weight_decay",
+            float("nan"),
+            "distill.weight_decay: found nan, expected a finite number",
+        ),
+        ("distill.warmup", 2, "distill.warmup: found 2, expected at most 1"),
         (
             "name",
             "Tiny net",
-            "name: string should match pattern '^[a-z0-9][a-z0-9-]*$' (found 'Tiny",
+            "name: found 'Tiny net', expected lower-case letters, digits and hyphens",
         ),
-        ("arms", [], "arms: list should have at least 1 item after validation, not 0"),
-        ("arms", ["int4"], "arms.0: input should be 'fp16', 'dense' or 'sparse' (found 'int4')"),
+        ("arms", [], "arms: found [], expected a list of 1 or more"),
+        ("arms", ["int4"], "arms.0: found 'int4', expected 'fp16', 'dense' or 'sparse'"),
         (
             "sparsity.method",
             "random",
-            "sparsity.method: input should be 'magnitude' (found 'random')",
+            "sparsity.method: found 'random', expected 'magnitude'",
         ),
-        ("threads", 0, "threads: input should be greater than or equal to 1 (found 0)"),
-        ("export.opset", 21, "export.opset: input should be less than or equal to 20 (found 21)"),
-        ("data.samples", True, "data.samples: input should be a valid integer (found True)"),
-        ("teacher", "vit", "teacher: input should be a valid dictionary"),
+        ("threads", 0, "threads: found 0, expected at least 1"),
+        ("export.opset", 21, "export.opset: found 21, expected at most 20"),
+        ("data.samples", True, "data.samples: found true, expected a whole number"),
+        (
+            "teacher",
+            "vit",
+            "teacher: found 'vit', expected a table, [teacher] with its keys below it",
+        ),
         (
             "distill.losses",
             {"logits": 0.0, "blocks": 0.0},
@@ -123,18 +142,18 @@ def test_a_recipe_is_frozen_and_survives_its_own_dump() -> None:
             {"model": "m", "checkpoint": "c", "fit": {"steps": 1}},
             "teacher.checkpoint and teacher.fit are both given: keep one",
         ),
-        ("gate.latency_ms", 0, "gate.latency_ms: input should be greater than 0 (found 0)"),
-        ("gate.percentile", 75, "gate.percentile: input should be 50, 90, 95 or 99 (found 75)"),
-        ("gate.size_bytes", 1.5, "gate.size_bytes: input should be a valid integer (found 1.5)"),
+        ("gate.latency_ms", 0, "gate.latency_ms: found 0, expected more than 0"),
+        ("gate.percentile", 75, "gate.percentile: found 75, expected 50, 90, 95 or 99"),
+        ("gate.size_bytes", 1.5, "gate.size_bytes: found 1.5, expected a whole number"),
         (
             "gate.accuracy_drop_points",
             -0.5,
-            "gate.accuracy_drop_points: input should be greater than or equal to 0 (found -0.5)",
+            "gate.accuracy_drop_points: found -0.5, expected at least 0",
         ),
         (
             "gate.minimum_effect",
             -0.1,
-            "gate.minimum_effect: input should be greater than or equal to 0 (found -0.1)",
+            "gate.minimum_effect: found -0.1, expected at least 0",
         ),
         (
             "gate",
@@ -165,7 +184,7 @@ def test_all_problems_are_told_together() -> None:
     assert message.startswith("3 problems: ")
     problems = message.removeprefix("3 problems: ").split("; ")
     assert problems[0] == "data.source is missing"
-    assert problems[1] == "distill.steps: input should be greater than or equal to 0 (found -1)"
+    assert problems[1] == "distill.steps: found -1, expected at least 0"
     assert problems[2].startswith('unknown key sead: did you mean "seed"? There are: arms, ')
 
 
@@ -193,6 +212,45 @@ def test_load_from_a_file_remembers_where_it_lies(tmp_path: Path) -> None:
     assert isinstance(found, Recipe)
     assert found.base == tmp_path
     assert found.teacher.model == "hf:net"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_recipe_travels_as_json_and_asks_for_no_file_it_names(name: str, tmp_path: Path) -> None:
+    found = recipe.load(name)
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(found.as_json()), encoding="utf-8")
+    again = recipe.load(file)
+    assert again.model_dump() == found.model_dump()
+    assert again.base == tmp_path
+    assert list(tmp_path.iterdir()) == [file]  # neither model nor data lie there
+
+
+def test_json_keeps_every_character_of_a_text(tmp_path: Path) -> None:
+    odd = "quotes \" ' back\\slash, a\nnew line, \u00fc, \u96ea and \U0001f600"
+    document = with_change("sparsity", {"exclude": [odd, ""]})
+    document["teacher"] = {"model": odd, "fit": {"steps": 3, "learning_rate": 1e-05}}
+    found = recipe.parse(document, "odd.toml")
+    for ascii_only in (True, False):
+        file = tmp_path / "recipe.json"
+        text = json.dumps(found.as_json(), ensure_ascii=ascii_only)
+        file.write_text(text, encoding="utf-8")
+        assert recipe.load(file).model_dump() == found.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[1]", r"recipe\.json: holds a JSON list, expected an object"),
+        (b'{"name": ', r"recipe\.json: is not JSON: .*line 1 column 10"),
+        (b'{"name": "\xff"}', r"recipe\.json: is not JSON: .*utf-8"),
+        (b'{"name": "x", "seed": NaN}', r"seed: found nan, expected a whole number"),
+    ],
+)
+def test_a_recipe_json_that_is_none(tmp_path: Path, content: bytes, words: str) -> None:
+    file = tmp_path / "recipe.json"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        recipe.load(file)
 
 
 def test_the_shipped_recipe_loads_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,16 +16,15 @@ from edgekd.engine import runner as engine_runner
 from edgekd.engine.build import build
 from edgekd.errors import ArtifactError, ConfigError, ToolchainError, UnsupportedError
 
-_fixtures = importlib.util.spec_from_file_location(
-    "engine_conftest", Path(__file__).parent / "engine" / "conftest.py"
-)
-assert _fixtures is not None
-assert _fixtures.loader is not None
-_module = importlib.util.module_from_spec(_fixtures)
-_fixtures.loader.exec_module(_module)
-onnx_model = _module.onnx_model
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny import graphs
 
 Models = Callable[..., Artifact]
+
+
+@pytest.fixture
+def onnx_model(tmp_path: Path) -> Models:
+    return lambda **options: graphs.make_model(tmp_path / "out", **options)
 
 
 def rows(model: Artifact) -> Arrays:

@@ -104,7 +104,7 @@ def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         target.load(written(tmp_path, text))
     assert "unknown key platform: did you mean" in str(caught.value)
-    assert "runtime: input should be 'tensorrt' or 'onnxruntime' (found 'tvm')" in str(caught.value)
+    assert "runtime: found 'tvm', expected 'tensorrt' or 'onnxruntime'" in str(caught.value)
     assert "platforms is missing" in str(caught.value)
 
 

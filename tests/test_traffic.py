@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import configs
 from torch import Tensor, nn
 
 from edgekd import models, traffic
 from edgekd.data import IO
 from edgekd.data import Tensor as IOTensor
 from edgekd.traffic import AttentionBlock, Moved
-from tiny import configs
 
 TOKENS, WIDTH = 6, 8
 
@@ -57,16 +57,18 @@ def _watch(model: nn.Module, *shape: int, examples: int = 3) -> traffic.Traffic:
 @pytest.mark.parametrize("kind", ["softmax", "sdpa", "einsum", "exp", "in place"])
 def test_attention_is_two_products_of_activations_however_it_is_written(kind: str) -> None:
     found = _watch(Attention(kind), TOKENS, WIDTH)
-    # Q K^T and P V take 6 x 6 x 8 multiply-accumulates each; Q, K, V and the result have 48 numbers.
+    # Q K^T and P V take 6 x 6 x 8 multiply-accumulates each; Q, K, V and the result hold 48.
     assert found.attention == [AttentionBlock(macs=2 * 288, elements=4 * 48)]
 
 
 def test_counts_are_for_one_example() -> None:
     one, many = (_watch(Attention("softmax"), TOKENS, WIDTH, examples=n) for n in (1, 5))
     assert one.attention == many.attention
-    assert one.layers == many.layers == {
-        name: Moved(TOKENS * WIDTH, TOKENS * WIDTH) for name in ("q", "k", "v", "o")
-    }
+    assert (
+        one.layers
+        == many.layers
+        == {name: Moved(TOKENS * WIDTH, TOKENS * WIDTH) for name in ("q", "k", "v", "o")}
+    )
 
 
 class Bilinear(nn.Module):

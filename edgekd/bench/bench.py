@@ -1,8 +1,11 @@
 """The stage: Engines and a Scenario in, a LatencyReport out.
 
 A latency holds for a device in a state at a time, so a report is never answered from cache by
-`bench`: the time it began is a part of the question. `newest` finds an earlier report of the same
-engines, scenario and device for those who can do with one, and its date is then to be shown.
+`bench`: the time it began is a part of the question. `newest` finds an earlier report whose
+question differs in that time alone, for those who can do with one; its date is then to be shown.
+
+That time also seeds the order of the run: two runs have two orders, so what is peculiar to one is
+not repeated by the next, and a run that goes on after a kill has the order it began with.
 
 All samples are stored, every number is derived from them. The protocol's name says what was timed
 and how; numbers of different protocols do not belong in one table.
@@ -13,6 +16,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +33,8 @@ from edgekd.durable import lock
 from edgekd.errors import ArtifactError, ConfigError, EdgekdError, UnsupportedError
 from edgekd.origin import source_hash, versions
 from edgekd.target import Target
+
+SOURCES = ("edgekd.bench", "edgekd.runner", "edgekd.engine", "edgekd.data")
 
 
 def bench(
@@ -69,14 +75,7 @@ def bench(
     device_state.check(
         required, [device_state.during(state, state)], measure.expected_state(engines)
     )
-    parents = {f"engine-{number}": engine for number, engine in enumerate(engines)}
-    question = Question(
-        kinds.LATENCY_REPORT,
-        config=_config(engines, scenario, where, state),
-        parents=parents | ({"samples": samples} if samples else {}),
-        sources={"bench": source_hash("edgekd.bench", "edgekd.runner", "edgekd.engine")},
-        tools=versions("numpy"),
-    )
+    question = _question(engines, scenario, samples, where, state)
     with lock(out / ".work" / f"{question.name}.bench.lock"):
         return _make(engines, scenario, chosen, out, question)
 
@@ -120,33 +119,38 @@ def common_target(engines: Sequence[Artifact]) -> Target:
     return where
 
 
-def newest(engines: Sequence[Artifact], scenario: Scenario, out: Path) -> Artifact | None:
-    """The latest report of the same engines, scenario, device and protocol; show its date.
+def newest(
+    engines: Sequence[Artifact], scenario: Scenario, out: Path, samples: Artifact | None = None
+) -> Artifact | None:
+    """The latest report that answers what `bench` would be asked now; show its date.
+
+    Only the time may differ: engines, Samples, scenario, device, protocol, the sources that measure
+    and the tools are those of the report.
 
     Args:
         engines: In the order they were measured in.
         scenario: The same in every key.
         out: Directory of artifacts.
+        samples: As `bench` takes them.
 
     Returns:
         The report, verified; its ``config["started"]`` is the date. None where there is none.
 
     Raises:
-        ArtifactError: It was altered.
+        ArtifactError: It was altered, or the Samples were.
     """
     where = common_target(engines)
-    wanted = _config(engines, scenario, where, device_state.read(where))
-    ids = {f"engine-{number}": engine.id for number, engine in enumerate(engines)}
+    samples = samples or inputs.default_samples(engines[0])
+    asked = _question(engines, scenario, samples, where, device_state.read(where)).as_json()
     found = []
     for path in out.glob(f"{kinds.LATENCY_REPORT.slug}-*"):
         try:
             manifest = artifact.read_manifest(path)
         except ArtifactError:  # somebody else's directory
             continue
-        config = {**manifest.config}
-        started = config.pop("started", "")
-        parents = {k: v for k, v in manifest.parents.items() if k != "samples"}
-        if manifest.kind == kinds.LATENCY_REPORT.name and (config, parents) == (wanted, ids):
+        started = manifest.config.pop("started", "")
+        question = manifest.model_dump(by_alias=True, include={*asked, "schema_"})
+        if question == asked:
             found.append((started, path))
     return artifact.load(max(found)[1], kinds.LATENCY_REPORT) if found else None
 
@@ -158,23 +162,43 @@ def protocol(engines: Sequence[Artifact], scenario: Scenario) -> str:
     warmup = f"{scenario.warmup.queries}q+{scenario.warmup.seconds:g}s"
     return (
         f"edgekd-1 clock=perf_counter_ns around=runner-call transfers={transfers} gc=off "
-        f"process=fresh warmup={warmup} order=abba seed={measure.SEED}"
+        f"process=fresh warmup={warmup} order=abba seed=started"
     )
 
 
-def _config(
-    engines: Sequence[Artifact], scenario: Scenario, where: Target, state: dict[str, Any]
-) -> dict[str, Any]:
+def order_seed(started: str) -> int:
+    """Seed of a run's order.
+
+    Args:
+        started: When it began, as in its report's configuration.
+    """
+    return zlib.crc32(started.encode())
+
+
+def _question(
+    engines: Sequence[Artifact],
+    scenario: Scenario,
+    samples: Artifact | None,
+    where: Target,
+    state: dict[str, Any],
+) -> Question:
     """The question but for its time; the device's fingerprint is a part of it."""
     fingerprint = runner.fingerprint(engines[0])
     if "power_mode" in state:
         fingerprint["power_mode"] = state["power_mode"]
-    return {
-        "scenario": scenario.model_dump(mode="json"),
-        "target": where.as_json(),
-        "where": fingerprint,
-        "protocol": protocol(engines, scenario),
-    }
+    parents = {f"engine-{number}": engine for number, engine in enumerate(engines)}
+    return Question(
+        kinds.LATENCY_REPORT,
+        config={
+            "scenario": scenario.model_dump(mode="json"),
+            "target": where.as_json(),
+            "where": fingerprint,
+            "protocol": protocol(engines, scenario),
+        },
+        parents=parents | ({"samples": samples} if samples else {}),
+        sources={"bench": source_hash(*SOURCES)},
+        tools=versions("numpy"),
+    )
 
 
 def _make(
@@ -194,6 +218,7 @@ def _make(
                 chosen,
                 where,
                 rounds=scenario.repetitions,
+                seed=order_seed(question.config["started"]),
                 keep=work.keep,
                 show=show,
             )
@@ -204,7 +229,10 @@ def _make(
         np.savez(work.scratch / "samples.npz", **arrays)  # type: ignore[arg-type]
         for name, content in (
             ("latency.json", document),
-            ("state.json", {"order": measured.order, "states": measured.states}),
+            (
+                "state.json",
+                {"seed": measured.seed, "order": measured.order, "states": measured.states},
+            ),
         ):
             text = json.dumps(content, indent=1) + "\n"
             (work.scratch / name).write_text(text, encoding="utf-8")

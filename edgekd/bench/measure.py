@@ -2,10 +2,10 @@
 
 A round asks every engine once, and the null runner among them; each asking is a repetition, a
 process of its own (`edgekd.bench.repetition`). Rounds come in pairs: the second goes through the
-engines in the first one's order reversed (ABBA; the first is shuffled with a fixed seed), so that
-over a pair every engine has the same mean place in time and a linear drift of the machine meets all
-alike. Such a pair is a block, the unit that ratios are resampled by, and the unit that survives a
-kill: half a block measured today and half tomorrow would be no block.
+engines in the first one's order reversed (ABBA; the first is shuffled, with a seed of the run), so
+that over a pair every engine has the same mean place in time and a linear drift of the machine
+meets all alike. Such a pair is a block, the unit that ratios are resampled by, and the unit that
+survives a kill: half a block measured today and half tomorrow would be no block.
 
 Every repetition's state is checked when it ends. Wrong state, a wrong answer, a jumping clock or an
 altered engine ends the run.
@@ -37,7 +37,6 @@ from edgekd.bench.scenario import Scenario
 from edgekd.errors import MeasurementError
 from edgekd.target import Target
 
-SEED = 0
 RESUME_WITHIN_S = 3600  # later, the machine is another one: temperature, load, neighbours
 
 Show = Callable[[int, str], None]
@@ -52,6 +51,7 @@ class Measured:
         gpu_ns: The same between CUDA events, without transfers; None where there is no GPU.
         null_ns: int64[round, query] of a runner that does nothing.
         states: Of each round the state around each repetition, engines in their order, null last.
+        seed: Of the order.
         order: Of each round the engines in the order they were measured; the last number is null.
         resumed: Rounds before which an interrupted run went on.
         references: For each engine what its answers were held against.
@@ -61,12 +61,13 @@ class Measured:
     gpu_ns: NDArray[np.int64] | None
     null_ns: NDArray[np.int64]
     states: list[list[State]]
+    seed: int
     order: list[list[int]]
     resumed: list[int]
     references: list[str]
 
 
-def order(runners: int, rounds: int, seed: int = SEED) -> list[list[int]]:
+def order(runners: int, rounds: int, seed: int) -> list[list[int]]:
     """In which order runners are measured: shuffled, then that order reversed, and so on.
 
     Args:
@@ -89,6 +90,7 @@ def measure(
     target: Target,
     *,
     rounds: int,
+    seed: int,
     keep: Path,
     show: Show = lambda _, __: None,
 ) -> Measured:
@@ -100,6 +102,7 @@ def measure(
         inputs: What they are asked.
         target: Whose required state must hold.
         rounds: Repetitions of each engine.
+        seed: Of their order; a run that goes on needs the one it began with.
         keep: A directory for finished repetitions; blocks found there are not measured again.
         show: Called after each repetition with how many are done, and the engine's arm.
 
@@ -108,7 +111,7 @@ def measure(
         ArtifactError: An engine was altered.
     """
     run = _Run(engines, scenario, inputs, target, keep)
-    plan = order(len(engines) + 1, rounds)
+    plan = order(len(engines) + 1, rounds, seed)
     done = finished_rounds(keep, len(engines) + 1)
     resumed = _note_resumption(keep, done)
     required, expected = target.required_state, expected_state(engines)
@@ -122,7 +125,7 @@ def measure(
             device_state.check(required, states, expected)
             arm = "null" if number == len(engines) else str(engines[number].config["arm"])
             show(len(states), arm)
-    return run.collect(plan, resumed)
+    return run.collect(plan, seed, resumed)
 
 
 def expected_state(engines: Sequence[Artifact]) -> dict[str, Any]:
@@ -212,7 +215,7 @@ class _Run:
         path = self.keep / f"reference-{number}.npz" if recorded else first
         return str(path.resolve()) if recorded or index > 0 else None
 
-    def collect(self, plan: list[list[int]], resumed: list[int]) -> Measured:
+    def collect(self, plan: list[list[int]], seed: int, resumed: list[int]) -> Measured:
         """Bring all repetitions together."""
         numbers = range(len(self.engines) + 1)
         folders = [[_folder(self.keep, i, n) for n in numbers] for i in range(len(plan))]
@@ -227,6 +230,7 @@ class _Run:
             gpu_ns=stack("gpu_ns") if on_gpu else None,
             null_ns=np.array([row[-1]["wall_ns"] for row in times], np.int64),
             states=[[_result(folder)["state"] for folder in row] for row in folders],
+            seed=seed,
             order=plan,
             resumed=resumed,
             references=[OWN if each is None else RECORDED for each in self.inputs.references],

@@ -10,7 +10,8 @@ clock was read, so that it can be checked when all is over.
 The clock is checked too. `perf_counter` must agree with the boot time, which goes on while the
 machine sleeps, and with the time of day: where they part, the machine slept, was moved, or its
 clock was set, and nobody knows what the samples in between mean. Two clocks cannot be read at once:
-a process that is preempted between the readings is milliseconds off, so that much is allowed.
+a process that is preempted between the readings is milliseconds off, so they are read again until
+they lie close together, and that much is allowed.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from edgekd.target import Target
 TOLERANCE = 0.05
 
 _ALLOWED = {"boot time": (20_000_000, 0.01), "time of day": (20_000_000, 0.01)}  # ns, share
+_AT_ONCE_NS, _TRIES = 1_000_000, 20  # readings this close together are one, or the best of so many
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -57,12 +59,20 @@ class Clocks:
     time_of_day: Callable[[], int] = time.time_ns
 
     def read(self) -> dict[str, int]:
-        """All of them, ns."""
-        return {
-            "perf_counter": self.perf_counter(),
-            "boot time": self.boot_time(),
-            "time of day": self.time_of_day(),
-        }
+        """All of them, ns, as close to one another as a few tries bring them."""
+        found, span_ns = {}, _AT_ONCE_NS + 1
+        for attempt in range(_TRIES):
+            if span_ns <= _AT_ONCE_NS:
+                break
+            reading = {
+                "perf_counter": self.perf_counter(),
+                "boot time": self.boot_time(),
+                "time of day": self.time_of_day(),
+            }
+            took_ns = self.perf_counter() - reading["perf_counter"]
+            if attempt == 0 or took_ns < span_ns:
+                found, span_ns = reading, took_ns
+        return found
 
 
 @dataclass(frozen=True)

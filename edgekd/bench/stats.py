@@ -12,7 +12,8 @@ Latencies are skewed, have several modes and a long tail, so nothing here assume
   11, 64, 130 and 662 queries for p50, p90, p95 and p99.
 * **Independence** is what that rests on, so it is checked: autocorrelation of ranks (Wald and
   Wolfowitz 1943, Annals of Mathematical Statistics 14), which no outlier can hide or fake. Where it
-  fails, the bound is withheld.
+  fails, the bound is withheld. It is looked at inside each process, where the binomial needs it;
+  nothing is pooled over processes.
 * **The unit is the repetition**, a fresh process: memory layout, core placement and clock ramps are
   drawn once a process, so ten thousand queries of one process are one draw of them (Georges,
   Buytaert and Eeckhout 2007, OOPSLA). A result is the median over repetitions, its interval two
@@ -157,8 +158,9 @@ def ecdf(samples: Int64s) -> tuple[Int64s, Floats]:
 def autocorrelation(samples: Int64s) -> Autocorrelation:
     """Check that the queries of each repetition are independent of those before them.
 
-    Of n independent samples a rank autocorrelation has mean near 0 and variance near 1/n; the
-    limit is the normal quantile for `FALSE_ALARM` shared by all lags and repetitions (Bonferroni).
+    Of n independent samples a rank autocorrelation has mean near 0 and variance near 1/n, less for
+    few samples and long lags; the limit is the normal quantile for `FALSE_ALARM` shared by all lags
+    and repetitions (Bonferroni). So independent samples fail it in at most that share of runs.
 
     Args:
         samples: int64[repetitions, queries], ns, each row in the order of measurement.

@@ -9,7 +9,15 @@ from typing import Any
 
 from edgekd import artifact, data, io_json, kinds, metric, models, progress
 from edgekd import sources as data_sources
-from edgekd.artifact import Artifact, Question, Work, file_hash, source_hash, versions
+from edgekd.artifact import (
+    Artifact,
+    Question,
+    Work,
+    file_hash,
+    source_hash,
+    user_hash,
+    versions,
+)
 from edgekd.distill import device, loop, losses, samples
 from edgekd.errors import ConfigError
 from edgekd.recipe import Recipe
@@ -20,6 +28,8 @@ TOOLS = ("torch", "transformers", "numpy", "safetensors")
 DATA_SOURCES = ("edgekd.data", "edgekd.io_json", "edgekd.metric", "edgekd.noise",
                 "edgekd.sources", "edgekd.interface", "edgekd.processors",
                 "edgekd.preprocess")  # fmt: skip
+SOURCES = ("edgekd.distill", "edgekd.models", "edgekd.weights", "edgekd.unpack",
+           "edgekd.structure", "edgekd.eligible", *DATA_SOURCES)  # fmt: skip
 
 
 def teach(recipe: Recipe, out: Path) -> Artifact:
@@ -39,9 +49,7 @@ def question(recipe: Recipe) -> Question:
     """What decides a Teacher: its sections, and hashes of the code, data and weights used."""
     spec = recipe.teacher.model
     sources = {
-        "edgekd": source_hash(
-            "edgekd.distill", "edgekd.models", "edgekd.weights", "edgekd.unpack", *DATA_SOURCES
-        ),
+        "edgekd": source_hash(*SOURCES),
         **user_sources(recipe, spec),
         **models.source_files(spec, recipe.base),
     }
@@ -66,9 +74,7 @@ def user_sources(recipe: Recipe, *specs: str) -> dict[str, str]:
     for spec in (recipe.data.source, recipe.data.metric, recipe.distill.losses.task, *specs):
         module = data.python_module(spec or "")
         if module is not None:
-            # A user's module counts with its package, helpers included; ours stands for itself.
-            package = module.partition(".")[0]
-            found[module] = source_hash(module if package == "edgekd" else package)
+            found[module] = user_hash(module)
     return found
 
 

@@ -4,8 +4,8 @@ One code path. ONNX Runtime's Engine is the graph with the options its session m
 TensorRT's is a plan, built on the device that will run it, since plans fit one version on one GPU;
 any other machine gets a Bundle. Beside the Bundle of a device whose compute capability
 TensorRT-RTX knows, its plan is made as *evidence*: the graph parses, every planned linear is a
-gemm with an Int8 weight, and attention is fused in every block. It is no proof of sparse kernels,
-which only the device chooses.
+gemm with an Int8 weight, and attention is fused in every block that export recognised. It is no
+proof of sparse kernels, which only the device chooses.
 
 What TensorRT's parser takes is checked before it sees the file: it answers True to garbage.
 """
@@ -26,19 +26,20 @@ from edgekd import artifact, io_json, kinds, qdq
 from edgekd.artifact import Artifact, Question, Work
 from edgekd.data import IO
 from edgekd.engine import bundle as bundles
-from edgekd.engine import layers, ort, trt
+from edgekd.engine import cache, layers, ort, trt
 from edgekd.errors import ArtifactError, EdgekdError, UnsupportedError
 from edgekd.origin import source_hash, versions
 from edgekd.progress import say
-from edgekd.recipe import Export
+from edgekd.recipe import Export, Recipe
 from edgekd.target import Target
 
+SOURCES = ("edgekd.engine", "edgekd.qdq", "edgekd.quant", "edgekd.sparse24", "edgekd.data")
 # What tensorrt-rtx 1.7 can build for; a test holds this against the module itself.
 RTX_COMPUTE_CAPABILITIES = ([7, 5], [8, 0], [8, 6], [8, 9], [12, 0], [12, 1])
 EXTERNAL = "ort.onnx.data"  # weights of a graph too large for one file
 EVIDENCE = (
-    "evidence, not the target's engine: TensorRT-RTX parsed the graph, kept Int8 weights and fused "
-    "attention; it proves neither TensorRT's choices nor sparse kernels, and is never run"
+    "evidence, not the target's engine: TensorRT-RTX parsed the graph, {shown}; it proves neither "
+    "TensorRT's choices nor sparse kernels, and is never run"
 )
 
 
@@ -49,6 +50,7 @@ def build(
     *,
     bundle: bool = False,
     arms: Mapping[str, Artifact] | None = None,
+    recipe: Recipe | None = None,
 ) -> Artifact:
     """Build the Engine where it can be built, and a Bundle where it cannot.
 
@@ -58,6 +60,7 @@ def build(
         out: Directory of artifacts.
         bundle: Make a Bundle even where the Engine could be built.
         arms: Further OnnxModels for the Bundle, by name (fp16, dense, sparse).
+        recipe: What the model was made from; the Bundle's engines are judged by its ``[gate]``.
 
     Returns:
         The Engine, or the Bundle with its evidence among its parents.
@@ -88,7 +91,9 @@ def build(
             name: _build_plan(each, target, out, "tensorrt-rtx", None)
             for name, each in packed.items()
         }
-    return bundles.make(model, target, out, arms=packed, evidence=engines, reason=reason)
+    return bundles.make(
+        model, target, out, arms=packed, evidence=engines, reason=reason, recipe=recipe
+    )
 
 
 def evidence(model: Artifact, target: Target, out: Path) -> Artifact:
@@ -226,6 +231,7 @@ def _build_plan(
         "version": trt.version(module),
     }
     question = _question(model, target, runtime, settings)
+    timings = cache.timings(asdict(device), trt.version(module)) if device else None
     planned = [
         layers.Planned(row["layer"], node, _elements(row))
         for row in model.read_json("layers.json")
@@ -242,7 +248,10 @@ def _build_plan(
                 profiles=profiles,
                 compute_capability=(major, minor) if evidence else None,
                 sparse_weights=sparse,
+                timing_cache=cache.read(timings) if timings else b"",
             )
+        if timings:
+            cache.keep(timings, plan.timing_cache)
         # A graph without INT8 makes no promise; what it ran as is still kept.
         blocks = int(model.results["attention_blocks"])
         table = work.keep / "layers.json"
@@ -252,10 +261,27 @@ def _build_plan(
         (work.scratch / "model.plan").write_bytes(plan.plan)
         (work.scratch / "build.log").write_text("\n".join(plan.log) + "\n", encoding="utf-8")
         results = _common(work, model, runtime, plan.layers, rows, planned=len(planned))
-        means = {"means": EVIDENCE} if evidence else {"sparse_kernels": plan.sparsity.as_json()}
+        means = (
+            {"means": EVIDENCE.format(shown=_shown(results))}
+            if evidence
+            else {"sparse_kernels": plan.sparsity.as_json(), "timings_given": plan.timings_given}
+        )
         return {**results, "evidence": evidence, **means}
 
     return artifact.make(out, question, write)
+
+
+def _shown(results: Mapping[str, Any]) -> str:
+    """What a layer table showed, by its counts: nothing is said of what was not counted."""
+    blocks, fused = results["attention_blocks"], results["fused_attention"]
+    weights = "no layer was planned in INT8"
+    if planned := results["planned_int8"]:
+        weights = f"kept Int8 weights in {results['int8']} of {planned} planned layers"
+    if fused > blocks:  # in an arm without INT8, which is not judged
+        return f"{weights}, {fused} fused attention kernels for {blocks} recognised blocks"
+    if not blocks:
+        return f"{weights}, and no attention block was recognised in it"
+    return f"{weights}, fused attention in {fused} of {blocks} blocks"
 
 
 @contextlib.contextmanager
@@ -285,7 +311,7 @@ def _question(
         kinds.ENGINE,
         config=config,
         parents={"model": model, "samples": samples},
-        sources={"edgekd.engine": source_hash("edgekd.engine")},
+        sources={"edgekd": source_hash(*SOURCES)},
         tools=versions("numpy"),
     )
 
@@ -314,6 +340,7 @@ def _common(
         "planned_int8": planned,
         "int8": sum(row.int8 for row in rows),
         "attention_blocks": model.results["attention_blocks"],
+        "loose_products": model.results.get("loose_products"),
         "fused_attention": sum(layer.is_fused_attention for layer in table),
     }
 

@@ -2,8 +2,8 @@
 
 An engine is built on the device that runs it: TensorRT's plans fit one version on one GPU. So
 where the target is not at hand, the stage packs whole artifacts (they verify on the device as they
-do here), the edgekd that made them, the wheels the device's system lacks, and the commands to
-type.
+do here), the edgekd that made them, the wheels the device's system lacks, the recipe with its
+budgets, and the commands to type.
 
 Equal inputs give an equal Bundle. For that the copied manifests lose their provenance (host,
 time), which is in no hash, and the wheels are a part of the question: a Bundle made while the
@@ -18,13 +18,17 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edgekd import artifact, kinds
 from edgekd.artifact import Artifact, Question, Work
-from edgekd.engine import wheel
-from edgekd.errors import ConfigError
-from edgekd.target import Target, load, names
+from edgekd.engine import commands, wheel
+from edgekd.errors import ConfigError, names_that_exist
+from edgekd.recipe import Arm as ArmName
+from edgekd.recipe import Recipe
+from edgekd.target import Target
+
+_RESULTS = ("arms", "evidence", "missing_wheels", "system_packages")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ def make(
     arms: Mapping[str, Artifact],
     evidence: Mapping[str, Artifact],
     reason: str,
+    recipe: Recipe | None = None,
 ) -> Artifact:
     """Pack a Bundle.
 
@@ -53,6 +58,8 @@ def make(
         arms: Name -> OnnxModel as `arms_of` gives them.
         evidence: Arm -> Engine built beside the Bundle; empty where none could be.
         reason: Why no Engine was built instead.
+        recipe: Travels as ``recipe.json``; with budgets in its ``[gate]`` the commands judge by
+            them. Without one there is a baseline to compare with, and no budget.
 
     Returns:
         The Bundle.
@@ -60,39 +67,47 @@ def make(
     Raises:
         ArtifactError: A parent is not beside the model.
     """
-    packed = {
-        name: Arm(each, artifact.parent(each, "samples", kinds.SAMPLES))
-        for name, each in arms.items()
-    }
+    packed = {name: _with_samples(each) for name, each in arms.items()}
     source = artifact.parent(model, "source", kinds.TEACHER, kinds.STUDENT)
-    wheels = wheel.device_wheels(target)
-    own_name, own = wheel.contents()
-    files = {**wheels.files, own_name: own}
     main = str(model.config["arm"])
+    files, missing = _wheels(target)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
-    config = {"target": target.as_json(), "missing_wheels": list(wheels.missing), "reason": reason}
-    parents = _parents(main, packed, evidence)
-    question = Question(kinds.BUNDLE, config=config, parents=parents, sources=hashes)
+    documents = {"target": target.as_json(), **({"recipe": recipe.as_json()} if recipe else {})}
+    config = {**documents, "missing_wheels": missing, "reason": reason}
+    question = Question(kinds.BUNDLE, config, _parents(main, packed, evidence), hashes)
+    places = {name: _arm_json(arm) for name, arm in packed.items()}
+    script = commands.write(question.name, target, places, main, recipe)
     document = {
-        "arms": {name: _arm_json(arm) for name, arm in packed.items()},
-        "commands": _commands(question.name, target, packed),
+        "arms": places,
+        **script.as_json(),
         "edgekd": wheel.version(),
         "evidence": _evidence_json(target, evidence),
-        "missing_wheels": list(wheels.missing),
+        "missing_wheels": missing,
         "model": main,
+        "source": {"kind": source.kind, "id": source.id, "config": source.config},
         "system_packages": target.system_packages,
         "target": target.name,
         "wheels": hashes,
     }
-    documents = {"bundle": document, "target": target.as_json(), "recipe": source.config}
+    text = commands.text(script, target, main, missing)
 
     def write(work: Work) -> dict[str, Any]:
-        _fill(work.scratch, files, packed, documents)
-        _write(work.scratch / "COMMANDS.md", _text(document, target).encode())
-        results = ("arms", "evidence", "missing_wheels", "system_packages")
-        return {name: document[name] for name in results}
+        _fill(work.scratch, files, packed, {**documents, "bundle": document})
+        _write(work.scratch / "COMMANDS.md", text.encode())
+        return {name: document[name] for name in _RESULTS}
 
     return artifact.make(out, question, write)
+
+
+def _with_samples(model: Artifact) -> Arm:
+    return Arm(model, artifact.parent(model, "samples", kinds.SAMPLES))
+
+
+def _wheels(target: Target) -> tuple[dict[str, bytes], list[str]]:
+    """All wheels by file name, edgekd's own among them, and what no index had."""
+    found = wheel.device_wheels(target)
+    own_name, own = wheel.contents()
+    return {**found.files, own_name: own}, list(found.missing)
 
 
 def _parents(
@@ -130,8 +145,14 @@ def arms_of(model: Artifact, arms: Mapping[str, Artifact]) -> dict[str, Artifact
         arms: Name (fp16, dense, sparse) -> OnnxModel.
 
     Raises:
-        ConfigError: Another model is given under the name of the model's own arm.
+        ConfigError: A name is none of an arm, or the model's own is given to another model.
     """
+    known = get_args(ArmName)
+    for name in arms:
+        if name not in known:
+            raise ConfigError(
+                f"arm {name!r}: no arm has that name. {names_that_exist(name, known)}"
+            )
     main = str(model.config["arm"])
     if main in arms and arms[main].id != model.id:
         raise ConfigError(
@@ -175,60 +196,3 @@ def _copy(source: Artifact, folder: Path) -> None:
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-
-
-def _commands(bundle: str, target: Target, arms: Mapping[str, Arm]) -> list[str]:
-    """What to type on the device, in the folder that holds the Bundle."""
-    system = " --system-site-packages" if target.system_packages else ""
-    runtime = " onnxruntime" if target.runtime == "onnxruntime" else ""
-    shipped = target.name in names() and load(target.name) == target
-    named = target.name if shipped else f"{bundle}/target.json"
-    lines = [
-        f"python{target.python} -m venv{system} edgekd-venv",
-        f"edgekd-venv/bin/pip install --no-index --find-links {bundle}/wheels edgekd{runtime}",
-        f"edgekd-venv/bin/edgekd inspect {bundle}",
-    ]
-    for name, arm in arms.items():
-        out = f"out/{name}"
-        place = f"{bundle}/artifacts/{arm.model.path.name}"
-        samples = f"{bundle}/artifacts/{arm.samples.path.name}"
-        lines += [
-            f"edgekd-venv/bin/edgekd build {place} --target {named} --out {out}",
-            f"edgekd-venv/bin/edgekd evaluate {out}/engine-* --samples {samples} --out {out}",
-        ]
-    order = [name for name in ("fp16", "dense", "sparse") if name in arms]  # ratios to the first
-    engines = " ".join(f"out/{name}/engine-*" for name in order)
-    return [*lines, f"edgekd-venv/bin/edgekd bench {engines} --samples {samples} --out out/bench"]
-
-
-def _text(document: Mapping[str, Any], target: Target) -> str:
-    """``COMMANDS.md``: the commands, and what a person must know before typing them."""
-    lines = [
-        f"# On {target.name}",
-        "",
-        "Nothing here needs a network. Copy this directory to the device whole, and type the",
-        "commands in the folder that holds it: what they make lies beside the Bundle, which stays",
-        "as it is.",
-        "",
-    ]
-    for package in target.system_packages:
-        version = f" {target.runtime_version}" if package == target.runtime else ""
-        lines += [
-            f"The device's system must bring the Python package `{package}`{version}; check with",
-            f'`python{target.python} -c "import {package}; print({package}.__version__)"`.',
-            "",
-        ]
-    if document["missing_wheels"]:
-        lines += [
-            f"Not in `wheels/`, as no index had them: {', '.join(document['missing_wheels'])}.",
-            f"Download them for Python {target.python} into a folder of their own and add",
-            "`--find-links FOLDER` to the second command.",
-            "",
-        ]
-    lines += ["```sh", *document["commands"], "```", ""]
-    lines += [
-        "`out/<arm>` then holds one Engine and one AccuracyReport for each arm, `out/bench` the",
-        "LatencyReport in which they were measured side by side.",
-        "",
-    ]
-    return "\n".join(lines)

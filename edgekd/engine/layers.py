@@ -254,7 +254,7 @@ def prove(
     elif fused != attention_blocks or left:
         problems.append(
             f"{fused} fused attention kernels, expected {attention_blocks}, and left unfused: "
-            f"{', '.join(left) or 'nothing'}. Fused attention needs fp16 around the INT8 linears"
+            f"{', '.join(left) or 'nothing'}. Fusing needs one Softmax and fp16 around INT8 linears"
         )
     if problems:
         raise ContractError(f"{where}: {'; and '.join(problems)}")

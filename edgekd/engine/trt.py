@@ -37,6 +37,7 @@ from edgekd.errors import (
     UnsupportedError,
     names_that_exist,
 )
+from edgekd.progress import say
 
 Runtime = Literal["tensorrt", "tensorrt-rtx"]
 Shape = tuple[int, ...]
@@ -51,6 +52,7 @@ _INSTALL = {
     "tensorrt-rtx": "pip install tensorrt-rtx",
 }
 _UINT8_WARNING = "UINT8 zero_point"
+_CACHE_WARNING = "Failed to deserialize timing cache"
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Plan:
         version: Version of the runtime that built it and must run it.
         log: The builder's warnings and errors.
         sparsity: What the builder said of sparse kernels.
-        timing_cache: The tactic timings of this build, to give to the next; None for TensorRT-RTX.
+        timing_cache: The tactic timings of this build, for the next; none from TensorRT-RTX.
+        timings_given: Whether timings of an earlier build were given and taken.
     """
 
     plan: bytes
@@ -73,7 +76,8 @@ class Plan:
     version: str
     log: tuple[str, ...]
     sparsity: Sparsity
-    timing_cache: bytes | None = None
+    timing_cache: bytes = b""
+    timings_given: bool = False
 
 
 def load(runtime: Runtime) -> ModuleType:
@@ -127,8 +131,7 @@ def build_plan(
     profiles: Mapping[str, ShapeRange],
     compute_capability: tuple[int, int] | None,
     sparse_weights: bool = True,
-    workspace_bytes: int | None = None,
-    timing_cache: bytes | None = None,
+    timing_cache: bytes = b"",
 ) -> Plan:
     """Build an engine.
 
@@ -139,8 +142,8 @@ def build_plan(
         compute_capability: (8, 0) for A100 and so on, for TensorRT-RTX; None for the GPU that is
             present, the only choice TensorRT gives.
         sparse_weights: Let the builder try 2:4-sparse kernels for weights that are 2:4.
-        workspace_bytes: Upper bound on a layer's scratch memory; None for all there is.
-        timing_cache: What an earlier build on the same device and version returned.
+        timing_cache: What an earlier build on the same device and version returned; where TensorRT
+            does not take it, the tactics are timed anew, with a word.
 
     Returns:
         The plan, its layer table and the builder's warnings.
@@ -160,9 +163,9 @@ def build_plan(
             builder = _create(module.Builder, logger, log)
             network, parser = _parse(module, builder, logger, log, onnx_path)
             config = builder.create_builder_config()
-            _configure(module, config, compute_capability, sparse_weights, workspace_bytes)
+            _configure(module, config, compute_capability, sparse_weights)
             _set_profiles(builder, config, network, profiles)
-            cache = _set_timing_cache(runtime, config, timing_cache)
+            cache, given = _set_timing_cache(runtime, config, timing_cache, log)
             serialized = builder.build_serialized_network(network, config)
             del parser  # it owns the network's weights, so it lives until here
         plan = _checked(serialized, onnx_path, module, log)
@@ -173,7 +176,8 @@ def build_plan(
             version=version(module),
             log=tuple(f"{s}: {text}" for s, text in log if s not in ("INFO", "VERBOSE")),
             sparsity=sparsity.parse(text for _, text in log),
-            timing_cache=bytes(cache.serialize()) if cache is not None else None,
+            timing_cache=bytes(cache.serialize()) if cache is not None else b"",
+            timings_given=given,
         )
     except EdgekdError as error:
         raise error from RuntimeError("\n".join(f"{s}: {text}" for s, text in log))
@@ -251,13 +255,10 @@ def _configure(
     config: Any,
     compute_capability: tuple[int, int] | None,
     sparse_weights: bool,
-    workspace_bytes: int | None,
 ) -> None:
     config.profiling_verbosity = module.ProfilingVerbosity.DETAILED
     if sparse_weights:
         config.set_flag(module.BuilderFlag.SPARSE_WEIGHTS)
-    if workspace_bytes is not None:
-        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, workspace_bytes)
     if compute_capability is None:
         return
     known = getattr(module, "ComputeCapability", None)
@@ -317,20 +318,28 @@ def _fits(shape: Shape, shapes: ShapeRange) -> bool:
     )
 
 
-def _set_timing_cache(runtime: Runtime, config: Any, timing_cache: bytes | None) -> Any:
+def _set_timing_cache(
+    runtime: Runtime, config: Any, timing_cache: bytes, log: Log
+) -> tuple[Any, bool]:
+    """Give the builder the timings of an earlier build; returns its cache, and whether it did."""
     if runtime != "tensorrt":
-        if timing_cache is not None:
+        if timing_cache:
             raise UnsupportedError(
                 f"{runtime} times no tactics while it builds: give a timing cache to tensorrt only"
             )
-        return None
-    cache = config.create_timing_cache(timing_cache or b"")
-    if not config.set_timing_cache(cache, ignore_mismatch=False):
-        raise ToolchainError(
-            f"the timing cache ({len(timing_cache or b'')} bytes) is of another device or TensorRT "
-            "version: delete it, the build makes a new one"
-        )
-    return cache
+        return None, False
+    cache = config.create_timing_cache(timing_cache)
+    # Of bytes it cannot read it makes an empty cache, and only a warning tells them apart.
+    taken = cache is not None and not any(_CACHE_WARNING in text for _, text in log)
+    if taken and config.set_timing_cache(cache, ignore_mismatch=False):
+        return cache, bool(timing_cache)
+    say(
+        f"the timing cache of {len(timing_cache)} bytes is damaged, or of another device or "
+        "TensorRT, and not used: tactics are timed anew"
+    )
+    cache = config.create_timing_cache(b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    return cache, False
 
 
 def _layers(

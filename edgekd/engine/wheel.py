@@ -21,7 +21,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import recipe
+from edgekd.engine import cache
 from edgekd.errors import ToolchainError
 from edgekd.progress import say
 from edgekd.target import Target, shipped
@@ -70,7 +70,7 @@ def device_wheels(target: Target) -> Wheels:
     constraints = shipped("constraints-device.txt")
     question = [constraints.read_text(encoding="utf-8"), target.python, target.platforms, roots]
     key = hashlib.sha256(json.dumps(question).encode()).hexdigest()
-    folder = _cache() / f"wheels-{key[:16]}"
+    folder = cache.directory() / f"wheels-{key[:16]}"
     kept = _verified(folder)
     if kept is not None:
         return Wheels(kept, ())
@@ -124,11 +124,6 @@ def _download(folder: Path, target: Target, constraints: Path, roots: Sequence[s
         return done.returncode != 0
 
     return [root for root in roots if lacks([root])] if lacks(roots) else []
-
-
-def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "edgekd"
 
 
 def _verified(folder: Path) -> dict[str, bytes] | None:

@@ -19,7 +19,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from edgekd import artifact, data, io_json, kinds, models, progress, structure
-from edgekd.artifact import Artifact, Question, Work, file_hash, source_hash, versions
+from edgekd.artifact import (
+    Artifact,
+    Question,
+    Work,
+    file_hash,
+    source_hash,
+    user_hash,
+    versions,
+)
 from edgekd.data import IO, Arrays
 from edgekd.eligible import LayerPlan, share_of_macs
 from edgekd.errors import ConfigError, ContractError, names_that_exist
@@ -89,7 +97,7 @@ def _samples(source: Artifact, out: Path) -> Artifact:
 
 def _user_model(source: Artifact) -> dict[str, str]:
     module = data.python_module(source.read_json("model.json")["spec"])
-    return {} if module is None else {module: source_hash(module)}
+    return {} if module is None else {module: user_hash(module)}
 
 
 def _write(source: Artifact, samples: Artifact, settings: Export, work: Work) -> Mapping[str, Any]:
@@ -126,7 +134,7 @@ def _write(source: Artifact, samples: Artifact, settings: Export, work: Work) ->
     results = {
         "quantized": any(row.int8 for row in rows),
         "sparse": any(row.sparse for row in rows),
-        "attention_blocks": count_attention(ir.load(path)),
+        **count_attention(ir.load(path)).as_json(),
         "layers": len(rows),
         "layers_int8": sum(row.int8 for row in rows),
         "layers_sparse": sum(row.sparse for row in rows),

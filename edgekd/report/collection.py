@@ -153,6 +153,11 @@ def arm_name(arm: str) -> str:
     return ARM_NAMES.get(arm, arm)
 
 
+def spoken(name: str) -> str:
+    """An arm's name inside a sentence: ``the float teacher``, but ``2:4 INT8``."""
+    return f"the {name}" if name.startswith(ARM_NAMES["fp16"]) else name
+
+
 def anchor(artifact_id: str) -> str:
     """Where on the page an artifact is described."""
     return f"artifact-{artifact_id[:16]}"

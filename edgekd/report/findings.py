@@ -149,12 +149,20 @@ def attention(run: Collection) -> Iterable[Finding]:
         fused, blocks = engine.results["fused_attention"], engine.results["attention_blocks"]
         on = (place(run, engine, "model.plan"),)
         if blocks == 0:
-            yield unseen("the model has no attention block", on)
+            yield unseen(_no_block(engine.results.get("loose_products")), on)
         elif fused != blocks:
             yield Finding("failed", on, f"Only {fused} of {plural(blocks, 'attention block')} are.")
         else:
             yield _seen(engine, on, f"{fused} of {plural(blocks, 'attention block')} are")
     yield from _elsewhere(run, engines)
+
+
+def _no_block(products: int | None) -> str:
+    """Why nothing is fused; only without a product of two activations is there no attention."""
+    if products == 0:
+        return "the model has no attention block"
+    meet = "" if products is None else f", yet {plural(products, 'product')} of two activations"
+    return f"no attention block was recognised{meet}"
 
 
 def _seen(engine: Artifact, on: tuple[Where, ...], text: str) -> Finding:

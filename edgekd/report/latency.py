@@ -189,9 +189,16 @@ def _percentile(row: dict[str, Any], key: str) -> Cell:
     found = row["percentiles"].get(key)
     if found is None:
         return Cell("")
-    bound = found["upper_bound"]
-    said = f"≤ {time(bound['largest_ns'])}, {percent(bound['coverage'])}" if bound else "no bound"
-    return Cell(time(found["estimate"]), (times(found["low"], found["high"]), said))
+    return Cell(time(found["estimate"]), (times(found["low"], found["high"]), _bound(found)))
+
+
+def _bound(found: dict[str, Any]) -> str:
+    """Of each process where its queries are independent, else of the median process."""
+    if each := found["upper_bound"]:
+        return f"≤ {time(each['largest_ns'])}, {percent(each['coverage'])}"
+    if median := found.get("median_upper_bound"):
+        return f"median ≤ {time(median['value_ns'])}, {percent(median['coverage'])}"
+    return "no bound"
 
 
 def _throughput(row: dict[str, Any]) -> Cell:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.artifact import Artifact, replace_file
+from edgekd.durable import disk_errors
 from edgekd.errors import ArtifactError
 from edgekd.report import claims, curve, gate, latency, layers, summary, tables
 from edgekd.report.accuracy import accuracy
@@ -32,13 +33,14 @@ def report(artifacts: Sequence[Artifact], path: Path) -> Path:
         The path.
 
     Raises:
-        ArtifactError: No artifact is given.
+        ArtifactError: No artifact is given, or the file could not be written.
     """
     if not artifacts:
         raise ArtifactError(f"{path}: 0 artifacts were given, expected at least 1 to report on")
     text = render(Collection(artifacts))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda place: place.write_text(text, encoding="utf-8"))
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda place: place.write_text(text, encoding="utf-8"))
     return path
 
 
@@ -63,6 +65,7 @@ def _facts(run: Collection) -> dict[str, Any]:
     inputs, preprocess, labels = tables.interface(run)
     return {
         "title": run.title,
+        "headline": summary.headline(run, found),
         "verdict": summary.verdict(run, found),
         "glance": summary.glance(run),
         "claims": found,

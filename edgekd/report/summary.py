@@ -1,7 +1,7 @@
-"""The verdict in plain words, composed from the claims: failures first, guesses never.
+"""The verdict: a headline, a few numbers, and plain words composed from the claims.
 
-A person reads this paragraph and perhaps nothing else, so it says what was not measured as plainly
-as what was proven, and that a slower 2:4 is a result and not a defect.
+A person reads this and perhaps nothing else, so failures come first, what was not measured is said
+as plainly as what was proven, and a slower 2:4 is a result and not a defect.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from edgekd.artifact import Artifact
 from edgekd.eligible import share_of_macs
 from edgekd.report import measured, timing
 from edgekd.report.claims import Claim
-from edgekd.report.collection import Collection, arm_name
+from edgekd.report.collection import Collection, arm_name, spoken
 from edgekd.report.findings import State
 from edgekd.report.gate import STATES, gates
 from edgekd.report.layers import float32_bytes, weight_bytes
@@ -30,7 +30,7 @@ from edgekd.report.words import (
 
 
 class Sentence(NamedTuple):
-    """A sentence of the verdict: the state it is about (empty: none), its lead, and the rest."""
+    """A line of the verdict: the state it is about (empty: none), what it is on, what it says."""
 
     state: str
     lead: str
@@ -45,8 +45,33 @@ class Number(NamedTuple):
     note: str
 
 
+def headline(run: Collection, found: list[Claim]) -> Sentence:
+    """The verdict in one line: what a gate said, and how the claims stand.
+
+    Args:
+        run: The artifacts.
+        found: What `claims` gave for them.
+    """
+    failed = sum("failed" in claim.states for claim in found)
+    proven = sum(claim.states == {"proven"} for claim in found)
+    unseen = sum(claim.states == {"not measured"} for claim in found)
+    stands = [f"{proven} of {len(found)} proven"]
+    if part := len(found) - failed - proven - unseen:
+        stands.append(f"{part} shown in part")
+    if unseen:
+        stands.append(f"{unseen} not measured")
+    overall = [gate.overall for gate in gates(run)]
+    worst = next((each for each in ("regress", "inconclusive", "pass") if each in overall), "")
+    gated = f"Gate: {worst}." if worst else ""
+    if unseen == len(found):
+        return Sentence(STATES.get(worst, ""), gated, "" if gated else "Nothing is shown yet.")
+    lost = f"{plural(failed, 'claim')} failed" if failed else "No claim failed"
+    state = "failed" if failed else STATES.get(worst, "")
+    return Sentence(state, gated, f"{lost}: {', '.join(stands)}.")
+
+
 def verdict(run: Collection, found: list[Claim]) -> list[Sentence]:
-    """The paragraph, in reading order.
+    """What the headline rests on, in reading order.
 
     Args:
         run: The artifacts.
@@ -55,41 +80,39 @@ def verdict(run: Collection, found: list[Claim]) -> list[Sentence]:
     sentences = []
     if failed := _phrases(found, "failed"):
         text = f"{listed([f'that {phrase}' for phrase in failed])}. Look there first."
-        sentences.append(Sentence("failed", "Failed:", text))
+        sentences.append(Sentence("failed", "Failed", text))
     for gate in gates(run):
         text = "; ".join(c.sentence for c in gate.checks if c.verdict == gate.overall)
-        sentences.append(Sentence(STATES[gate.overall], f"Gate, {gate.overall}:", f"{text}."))
-    sentences.append(Sentence("", "", _made(run)))
+        sentences.append(Sentence(STATES[gate.overall], f"Gate: {gate.overall}", f"{text}."))
+    sentences.append(Sentence("", "Made", _made(run)))
     if proven := [claim.phrase for claim in found if claim.states == {"proven"}]:
-        lead = "Proven on the files that ship:"
-        sentences.append(Sentence("proven", lead, f"{listed(proven)}."))
+        sentences.append(Sentence("proven", "Proven", f"{listed(proven)}."))
     if accuracy := _accuracy(run):
-        sentences.append(Sentence("", "", accuracy))
+        sentences.append(Sentence("", "Accuracy", accuracy))
     on_plans = ("Every planned layer runs in INT8", "Attention is fused")
     shown = _phrases([c for c in found if c.name in on_plans], "evidence")
     if shown:
-        sentences.append(Sentence("evidence", "Evidence, not proof:", _stand_in(run, shown)))
+        sentences.append(Sentence("evidence", "Evidence only", _stand_in(run, shown)))
     unsure = _phrases(
         [c for c in found if c.name == "ONNX Runtime computes the student"], "evidence"
     )
     if unsure:
         text = f"{listed(unsure)}; some integers differ by more than one step."
-        sentences.append(Sentence("evidence", "Evidence, not proof:", text))
+        sentences.append(Sentence("evidence", "Evidence only", text))
     if timed := measured.sentence(run):
-        sentences.append(Sentence("evidence", "Latency:", timed))
+        sentences.append(Sentence("evidence", "Latency", timed))
+    if other := measured.beside(run):
+        sentences.append(Sentence("evidence", "Latency only", other))
     if unseen := [claim.question for claim in found if claim.states == {"not measured"}]:
         because = f" ({run.away[0].config['reason']})" if run.away else ""
         text = f"{listed(unseen)}{because}." if run.models else "all that a student is judged by."
-        sentences.append(Sentence("not measured", "Not measured:", text))
+        sentences.append(Sentence("not measured", "Not measured", text))
     if {"sparse", "dense"} <= {run.arm(model) for model in run.models}:
-        sentences.append(
-            Sentence(
-                "",
-                "",
-                "Whether 2:4 is faster than dense INT8 is for the device to say; where it is not, "
-                "dense INT8 ships, and that is a useful answer too.",
-            )
+        text = (
+            "The device decides: where 2:4 is not faster there, dense INT8 ships, and that is a "
+            "useful answer too."
         )
+        sentences.append(Sentence("", "2:4 or dense", text))
     return sentences
 
 
@@ -101,8 +124,11 @@ def glance(run: Collection) -> list[Number]:
     arm, plan = arm_name(run.arm(main)), run.plan(main)
     smaller = weight_bytes(plan) / float32_bytes(plan)
     numbers = [
-        Number("MACs in INT8", percent(share_of_macs(plan, "int8"), 2), f"planned, {arm}"),
-        Number("MACs in 2:4", percent(share_of_macs(plan, "sparse"), 2), f"planned, {arm}"),
+        Number(
+            "Planned in INT8",
+            percent(share_of_macs(plan, "int8"), 2),
+            f"of MACs, {percent(share_of_macs(plan, 'sparse'), 2)} in 2:4",
+        ),
         Number("Weights", f"{smaller:.0%}", f"of float32, computed, {arm}"),
     ]
     if reports := run.of("AccuracyReport"):
@@ -115,22 +141,27 @@ def glance(run: Collection) -> list[Number]:
             Number(f"{what} against the teacher", lost, on),
             Number("Agrees with the teacher", agrees, on),
         ]
-    return [*numbers, _latency(run)]
+    return [*numbers, *_latency(run)]
 
 
-def _latency(run: Collection) -> Number:
-    """A ratio where only ratios may be quoted, and where there is something to compare with."""
+def _latency(run: Collection) -> list[Number]:
+    """What was measured, and the devices that nothing was measured on."""
     found = timing.own_timings(run)
-    if not found:
-        reason = run.away[0].config["reason"] if run.away else "no benchmark was run"
-        return Number("Latency", NOT_MEASURED, reason)
-    first = found[0]
+    measured_here = [_timed(run, found[0])] if found else []
+    if run.away:
+        where = listed(sorted({run.target(bundle) for bundle in run.away}))
+        return [*measured_here, Number("Latency on the device", NOT_MEASURED, where)]
+    return measured_here or [Number("Latency", NOT_MEASURED, "no benchmark was run")]
+
+
+def _timed(run: Collection, first: timing.Timing) -> Number:
+    """A ratio where only ratios may be quoted, and where there is something to compare with."""
     name, row = timing.main_row(run, first)
     what = first.percentile or "Time a sample"
     on = f"{name} on {first.document['target']}, {first.scenario['name']}"
     ratio = first.ratio(row)
     if ratio:
-        title, number = f"{what} over {first.names[0]}'s", f"{ratio['estimate']:.2f}"
+        title, number = f"{what}, times {spoken(first.names[0])}'s", f"{ratio['estimate']:.2f}"
         return Number(title, number, f"{timing.ratio_interval(ratio)}; {on}")
     result = first.result(row)["estimate"]
     return Number(what, time(result) if first.percentile else rate(result), on)
@@ -158,7 +189,7 @@ def _made(run: Collection) -> str:
             return _teacher(teachers[0])
         return "There is no graph among these artifacts."
     main = run.models[0]
-    others = [arm_name(run.arm(model)) for model in run.models[1:]]
+    others = [spoken(arm_name(run.arm(model))) for model in run.models[1:]]
     beside = f", with {listed(others)} beside it to compare" if others else ""
     results = main.results
     if not results["quantized"]:

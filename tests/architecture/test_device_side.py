@@ -3,6 +3,7 @@
 A real CPython 3.10 gets the versions of constraints-device.txt, without torch, onnx or rich, and
 runs the tests of the device-side modules; pip then resolves the same closure for aarch64. Both need
 the package index once: the environment is kept in .venv-device until what decides it changes.
+(test_bundle_on_device.py runs a whole Bundle.)
 """
 
 from __future__ import annotations
@@ -32,12 +33,16 @@ CONSTRAINTS = ROOT / "constraints-device.txt"
 TESTS = (
     "test_artifact.py",
     "test_artifact_crash.py",
+    "test_artifact_read.py",
     "test_data.py",
+    "test_durable.py",
     "test_eligible.py",
     "test_judge.py",
+    "test_problems.py",
     "test_errors.py",
     "test_io_json.py",
     "test_metric.py",
+    "test_origin.py",
     "test_quant.py",
     "test_recipe.py",
     "test_sparse24.py",
@@ -47,6 +52,8 @@ TESTS = (
     "bench/test_device_state.py",
     "bench/test_scenario.py",
     "bench/test_stats.py",
+    "engine/test_cache.py",
+    "engine/test_commands.py",
     "engine/test_cuda.py",
     "engine/test_layers.py",
     "engine/test_runner.py",

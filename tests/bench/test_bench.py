@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd import artifact, kinds
-from edgekd.artifact import Artifact
+from edgekd import artifact, kinds, run
+from edgekd.artifact import Artifact, Question
 from edgekd.bench import bench as stage
-from edgekd.bench import summary
+from edgekd.bench import inputs, measure, summary
 from edgekd.bench.bench import bench, newest
 from edgekd.bench.scenario import Scenario, Warmup
-from edgekd.errors import ArtifactError, ConfigError, MeasurementError, UnsupportedError
+from edgekd.errors import ArtifactError
 
 Engines = Callable[..., Artifact]
 
@@ -50,8 +50,10 @@ def test_the_report_names_engines_protocol_device_and_what_they_were_asked(
     assert [row["id"] for row in document["engines"]] == [each.id for each in three_engines]
     assert [row["arm"] for row in document["engines"]] == ["fp16", "dense", "sparse"]
     assert {row["runtime"] for row in document["engines"]} == {"onnxruntime"}
-    for word in ("perf_counter_ns", "transfers=none", "warmup=1q+0s", "order=abba", "fresh"):
-        assert word in document["protocol"]
+    assert document["protocol"] == (
+        "edgekd-1 clock=perf_counter_ns around=runner-call transfers=none gc=off process=fresh "
+        "warmup=1q+0s order=abba seed=started"
+    )
     assert document["target"] == "cpu"
     assert set(document["where"]) == {"device", "threads", "onnxruntime"}
     assert document["inputs"].startswith("20 rows of Samples ")
@@ -97,7 +99,9 @@ def test_the_state_of_every_repetition_is_kept(report: Artifact) -> None:
     for row in document["states"]:
         assert len(row) == 4  # three engines and null
         assert all(state["threads"] >= 1 for state in row)
-    assert document["order"][1] == document["order"][0][::-1]
+    started = report.config["started"]
+    assert document["seed"] == read(report)["order_seed"] == stage.order_seed(started)
+    assert document["order"] == measure.order(4, 9, document["seed"])
 
 
 def test_the_results_in_the_manifest_are_those_of_the_report(report: Artifact) -> None:
@@ -127,6 +131,54 @@ def test_the_newest_report_is_found_with_its_date(
     assert newest(three_engines, quick, out / "nowhere") is None
 
 
+def test_a_report_of_other_sources_tools_or_samples_is_not_taken(
+    report: Artifact,
+    three_engines: list[Artifact],
+    quick: Scenario,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = report.path.parent
+    own = inputs.default_samples(three_engines[0])
+    assert own is not None
+
+    def found(samples: Artifact | None = None) -> str | None:
+        report = newest(three_engines, quick, out, samples)
+        return report and report.id
+
+    assert found() == found(own) == report.id
+
+    def write(work: artifact.Work) -> dict[str, Any]:
+        for name in kinds.SAMPLES.files:
+            shutil.copyfile(own.file(name), work.scratch / name)
+        return {}
+
+    assert found(artifact.make(tmp_path, Question(kinds.SAMPLES, {"other": 1}), write)) is None
+    with monkeypatch.context() as changed:
+        changed.setattr(stage, "versions", lambda *_: {"numpy": "0"})
+        assert found() is None
+    with monkeypatch.context() as changed:
+        changed.setattr(stage, "source_hash", lambda *_: "of an edited line")
+        assert found() is None
+    assert found() == report.id
+
+
+def test_a_report_of_another_schema_is_not_taken(
+    copied: Path, three_engines: list[Artifact], quick: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert newest(three_engines, quick, copied.parent) is not None
+    later = dataclasses.replace(kinds.LATENCY_REPORT, schema=2)
+    monkeypatch.setattr(kinds, "LATENCY_REPORT", later)
+    assert newest(three_engines, quick, copied.parent) is None
+
+
+def test_the_order_is_another_one_in_every_run() -> None:
+    seeds = [stage.order_seed(f"2026-11-21T10:00:00.00000000{n}Z") for n in range(3)]
+    assert len(set(seeds)) == 3
+    assert seeds[0] == stage.order_seed("2026-11-21T10:00:00.000000000Z")
+    assert measure.order(4, 12, seeds[0]) != measure.order(4, 12, seeds[1])
+
+
 def test_altered_samples_are_refused(
     copied: Path, three_engines: list[Artifact], quick: Scenario
 ) -> None:
@@ -146,91 +198,10 @@ def test_a_report_of_another_schema_is_refused(copied: Path) -> None:
         artifact.load(copied, later)
 
 
-def test_engines_of_two_targets_are_no_comparison(
-    new_engine: Engines, quick: Scenario, tmp_path: Path
-) -> None:
-    engines = [new_engine(), new_engine(name="other-cpu")]
-    words = "is for target other-cpu, .* is for cpu: latencies of two targets are no comparison"
-    with pytest.raises(ConfigError, match=words):
-        bench(engines, quick, tmp_path / "out")
-
-
-def test_no_engine_and_what_is_none_are_refused(
-    engine: Artifact, quick: Scenario, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match="bench was given 0 engines, expected at least 1"):
-        bench([], quick, tmp_path / "out")
-    model = artifact.parent(engine, "model")
-    with pytest.raises(ArtifactError, match="is a OnnxModel, expected an Engine: build it"):
-        bench([model], quick, tmp_path / "out")
-
-
-def test_evidence_is_never_measured(engine: Artifact, quick: Scenario, tmp_path: Path) -> None:
-    config = {**engine.config, "runtime": "tensorrt-rtx"}
-    manifest = engine.manifest.model_copy(update={"config": config})
-    evidence = dataclasses.replace(engine, manifest=manifest)
-    with pytest.raises(
-        UnsupportedError, match="tensorrt-rtx plan kept as evidence, which is never"
-    ):
-        bench([evidence], quick, tmp_path / "out")
-
-
-def test_a_batch_the_engine_does_not_take_is_refused(engine: Artifact, tmp_path: Path) -> None:
-    offline = Scenario(name="big", scenario="Offline", batch=9, queries=20, repetitions=9)
-    words = "scenario big asks 9 samples a query, the engine .* takes 1 to 8: change batch"
-    with pytest.raises(ConfigError, match=words):
-        bench([engine], offline, tmp_path / "out")
-
-
-def test_required_state_that_cannot_be_read_makes_no_report(
-    new_engine: Engines, quick: Scenario, tmp_path: Path
-) -> None:
-    engine = new_engine(required_state=["steal_share", "power_mode"])
-    words = "required state power_mode in .*found unavailable: not read, expected a reading; .*nvpm"
-    with pytest.raises(MeasurementError, match=words):
-        bench([engine], quick, tmp_path / "out")
-    assert list((tmp_path / "out").glob("latency-*")) == []
-
-
-def test_an_engine_or_samples_altered_or_incomplete_are_refused(
-    engine: Artifact, quick: Scenario, tmp_path: Path
-) -> None:
-    samples = artifact.parent(engine, "samples", kinds.SAMPLES)
-    (samples.path / "samples.npz").write_bytes(b"")
-    with pytest.raises(ArtifactError, match=r"samples\.npz was altered: 0 bytes, expected"):
-        bench([engine], quick, tmp_path / "out", samples)
-    (engine.path / "io.json").unlink()
-    with pytest.raises(ArtifactError, match=r"io\.json is missing; copy the artifact again, whole"):
-        bench([engine], quick, tmp_path / "out")
-
-
-def test_a_run_that_became_invalid_is_not_gone_on_with(
-    engine: Artifact, quick: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out"
-    file = engine.path / "model.onnx"
-
-    def alter(*_: object) -> None:
-        if len(list(out.glob(".work/latency-*/rounds/*"))) == 5:
-            file.write_bytes(file.read_bytes()[:-1] + b"\0")
-
-    class Bar:
-        def __enter__(self) -> Callable[..., None]:
-            return alter
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setattr(stage.progress, "bar", lambda *_: Bar())
-    with pytest.raises(ArtifactError, match=r"model\.onnx was altered"):
-        bench([engine], quick, out)
-    assert list((out / ".work").iterdir()) == []
-
-
 KILLED = """
 import sys
 from pathlib import Path
-from edgekd import artifact, kinds
+from edgekd import artifact, kinds, run
 from edgekd.bench.bench import bench
 from edgekd.bench.scenario import Scenario
 
@@ -271,11 +242,14 @@ def test_a_killed_run_goes_on_with_its_finished_blocks_and_says_so(
     (resumed,) = read(made)["resumed_before_rounds"]
     assert resumed in (2, 4)  # whole blocks
     assert read(made)["engines"][0]["repetitions"] == 9
+    states = made.read_json("state.json")
+    assert states["seed"] == stage.order_seed(began)
+    assert states["order"] == measure.order(2, 9, states["seed"])
     assert list((out / ".work").iterdir()) == []
 
 
-def test_the_same_question_is_measured_again_and_never_answered_from_cache(
-    engine: Artifact,
+def test_the_same_question_is_measured_again_and_only_run_takes_an_earlier_answer(
+    engine: Artifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = engine.path.parent
     offline = Scenario(
@@ -288,10 +262,17 @@ def test_the_same_question_is_measured_again_and_never_answered_from_cache(
     )
     first, second = bench([engine], offline, out), bench([engine], offline, out)
     assert first.config["started"] < second.config["started"]
+    assert first.config["protocol"] == second.config["protocol"]
+    assert len({read(each)["order_seed"] for each in (first, second)}) == 2
     assert read(second)["resumed_before_rounds"] == []
-    found = newest([engine], offline, out)
-    assert found is not None
-    assert found.id == second.id != first.id
+    assert second.id != first.id
+    # Nor does run, once a line that measures was edited.
+    asked: list[list[Artifact]] = []
+    monkeypatch.setattr(run, "bench", lambda engines, *_: asked.append(engines) or first)
+    assert run._bench([engine], offline, out).id == second.id
+    monkeypatch.setattr(stage, "source_hash", lambda *_: "of an edited line")
+    assert run._bench([engine], offline, out).id == first.id
+    assert asked == [[engine]]
     (row,) = second.results["engines"]
     assert row["samples_per_s"]["estimate"] > 0
     assert (row["valid"], row["ratio_to_first"]) == (True, None)

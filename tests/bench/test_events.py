@@ -6,12 +6,8 @@ events it lies between.
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
 import sys
-import types
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,15 +16,15 @@ from edgekd.bench import events
 from edgekd.engine import cuda
 from edgekd.engine.runner import EngineRunner
 
-STUB = Path(__file__).parents[1] / "engine" / "stub_cudart.c"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import cudart as stand_in
+
 ONE_EVENT_NS = 250_000
 
 
 @pytest.fixture(scope="module")
 def cudart(tmp_path_factory: pytest.TempPathFactory) -> cuda.Cuda:
-    library = tmp_path_factory.mktemp("cudart") / "libcudart.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(STUB)], check=True)
-    return cuda.load(library)
+    return cuda.load(stand_in.compile_stub(tmp_path_factory.mktemp("cudart")))
 
 
 def test_gpu_time_starts_after_the_last_copy_in_and_ends_before_the_first_copy_out(
@@ -53,20 +49,10 @@ def test_gpu_time_starts_after_the_last_copy_in_and_ends_before_the_first_copy_o
 
 
 def test_a_runner_with_events_answers_as_without_and_frees_everything(
-    cudart: cuda.Cuda, runner_tests: ModuleType, monkeypatch: pytest.MonkeyPatch
+    cudart: cuda.Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = types.SimpleNamespace(
-        __name__="tensorrt",
-        __version__="10.3.0",
-        ILogger=object,
-        TensorIOMode=types.SimpleNamespace(INPUT="in"),
-        nptype=lambda dtype: dtype,
-        Runtime=lambda _: types.SimpleNamespace(
-            deserialize_cuda_engine=lambda _: runner_tests.Engine()
-        ),
-    )
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    stub = ctypes.CDLL(cudart._library._name)
+    monkeypatch.setitem(sys.modules, "tensorrt", stand_in.tensorrt())
+    stub = stand_in.with_one_device(cudart._library._name)
     live = stub.stub_live()
     timed = events.TimedCuda(cudart)
     run = EngineRunner(b"plan", "tensorrt", timed)

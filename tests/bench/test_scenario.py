@@ -55,7 +55,7 @@ def test_too_few_queries_say_how_many_are_needed(
         rf"{queries} queries are too few for an upper bound of p{percentile} with 99% coverage.*"
         rf"at least {needed}: set queries = {needed}"
         if needed
-        else "queries: input should be greater than or equal to 11"
+        else "queries: found 10, expected at least 11"
     )
     with pytest.raises(ConfigError, match=words):
         scenario.load(write(tmp_path, text))
@@ -72,10 +72,10 @@ def test_just_enough_queries_are_taken(tmp_path: Path) -> None:
     [
         ("batch = 1", "batch = 2", "batch is 2, SingleStream has 1"),
         ("percentile = 90", "", "the result of SingleStream is a percentile: set"),
-        ("percentile = 90", "percentile = 91", r"percentile: input should be 50, 90, 95 or 99"),
+        ("percentile = 90", "percentile = 91", "percentile: found 91, expected 50, 90, 95 or 99"),
         ('"SingleStream"', '"Offline"', "percentile is 90, but the result of Offline is samples"),
         ('"SingleStream"', '"Server"', "'SingleStream', 'MultiStream' or 'Offline'"),
-        ("repetitions = 9", "repetitions = 8", r"greater than or equal to 9 \(found 8\)"),
+        ("repetitions = 9", "repetitions = 8", "found 8, expected at least 9"),
         ("queries = 64", "query = 64", 'unknown key query: did you mean "queries"'),
     ],
 )

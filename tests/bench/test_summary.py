@@ -47,6 +47,37 @@ def test_dependent_queries_lose_their_bounds_and_nothing_else(
     assert "at lag 1, at most 0.3" in reason
 
 
+def test_the_median_over_processes_keeps_its_bound_where_queries_depend(
+    independent: np.ndarray, quick: Scenario
+) -> None:
+    # p90 of 12 processes is 1000, 1010, ... 1110. All but one lie below the median in 1 + 12 of
+    # 2^12 cases; only then is the second largest no bound.
+    rows = np.repeat(np.arange(1000, 1120, 10), 64).reshape(12, 64)
+    rows[:, -2] += np.arange(12)
+    rows[0, :32] -= 500  # the first half is faster: queries that depend
+    row = summary.engine_row(rows, quick)
+    p90 = row["percentiles"]["p90"]
+    assert p90["upper_bound"] is None
+    assert p90["median_upper_bound"] == {
+        "value_ns": 1100,
+        "coverage": pytest.approx(1 - 13 / 4096),
+        "discarded": 1,
+    }
+    assert p90["estimate"] <= p90["high"] <= 1100
+    # Nine processes: 1 + 9 of 2^9 cases are 2%.
+    nine = summary.engine_row(independent, quick)["percentiles"]["p90"]
+    assert nine["median_upper_bound"] is None
+
+
+def test_a_note_names_each_engine_that_is_there_twice() -> None:
+    assert summary.same_engines(["a", "b", "c"]) == []
+    notes = summary.same_engines(["a", "b", "a", "b"])
+    assert [note.split(":")[0] for note in notes] == [
+        "engines 1 and 3 are the same (same id a)",
+        "engines 2 and 4 are the same (same id b)",
+    ]
+
+
 def test_offline_has_a_rate_and_needs_no_bound(independent: np.ndarray) -> None:
     independent[4].sort()
     row = summary.engine_row(independent, OFFLINE)
@@ -81,7 +112,8 @@ def test_a_gpu_has_its_own_times_and_a_costly_harness_is_told(
         gpu_ns=np.stack([independent // 2, independent // 2]),
         null_ns=independent // 4,
         states=[[device_state.during(state, state)] * 3] * 9,
-        order=measure.order(3, 9),
+        seed=0,
+        order=measure.order(3, 9, 0),
         resumed=[4],
         references=[inputs.RECORDED, inputs.OWN],
     )
@@ -99,5 +131,10 @@ def test_a_gpu_has_its_own_times_and_a_costly_harness_is_told(
     assert second["ratio_to_first"]["p50"]["estimate"] == 1.0
     assert [row["answers"] for row in found["engines"]] == [inputs.RECORDED, inputs.OWN]
     assert found["resumed_before_rounds"] == [4]
+    assert found["order_seed"] == 0
+    assert (
+        f"engines 1 and 2 are the same (same id {engine.id[:12]}): their ratio compares an engine "
+        "with itself"
+    ) in found["notes"]
     (note,) = [note for note in found["notes"] if "harness" in note]
     assert "takes up to 25% of a query's time: ratios of the engines alone are farther" in note

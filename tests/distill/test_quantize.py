@@ -12,16 +12,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import data, forms, models
+from tiny.recipes import plan
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from edgekd import quant, sparse24, structure
+from edgekd import quant, sparse24
 from edgekd.distill import quantize, sparsify
 from edgekd.distill.calibrate import calibrate
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ContractError
-from edgekd.models import run, tensors
-from edgekd.recipe import Quantization, Sparsity
+from edgekd.models import run
 
 Feed = Callable[[nn.Module], None]
 
@@ -29,12 +29,6 @@ Feed = Callable[[nn.Module], None]
 def feed(model: nn.Module) -> None:
     examples = data.vectors()
     run(model, examples.train.take(np.arange(32))[0], examples.io)
-
-
-def plan(model: nn.Module) -> list[LayerPlan]:
-    examples = data.vectors()
-    one = tensors(examples.train.take(np.array([0]))[0], model)
-    return structure.plan(model, one, examples.io, Sparsity(), Quantization())
 
 
 def student() -> tuple[nn.Module, list[LayerPlan], dict[str, Tensor], dict[str, Tensor]]:

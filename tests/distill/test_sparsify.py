@@ -8,21 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import data, models
+from tiny import models
+from tiny.recipes import plan
 from torch import nn
 
-from edgekd import sparse24, structure
+from edgekd import sparse24
 from edgekd.distill import quantize, sparsify
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ContractError
-from edgekd.models import tensors
-from edgekd.recipe import Quantization, Sparsity
-
-
-def plan(model: nn.Module) -> list[LayerPlan]:
-    examples = data.vectors()
-    one = tensors(examples.train.take(np.array([0]))[0], model)
-    return structure.plan(model, one, examples.io, Sparsity(), Quantization())
 
 
 def row(layer: str, module: nn.Module) -> LayerPlan:

@@ -1,42 +1,23 @@
-"""The whole stage: what a Student holds, and every way in which it must not come to be."""
+"""The whole stage: what a Student holds, and that it comes out the same after a kill."""
 
 from __future__ import annotations
 
-import ast
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tiny import configs
 from tiny import models as tiny_models
-from tiny.recipes import tiny
-from torch import Tensor
+from tiny.recipes import NO_BLOCKS, StopAt, stored, tiny
 
-from edgekd import artifact, eligible, models, quant, sparse24
+from edgekd import artifact, models, quant, sparse24
 from edgekd.artifact import Artifact
-from edgekd.distill import loop, quantize, student
-from edgekd.distill.objective import Objective
 from edgekd.distill.student import distill
-from edgekd.errors import ConfigError, ContractError, EdgekdError, UnsupportedError
 from edgekd.weights import load_weights, save_weights
 
 PLANNED = ["stem", "blocks.0.fc1", "blocks.0.fc2", "blocks.1.fc1", "blocks.1.fc2"]
-NO_BLOCKS = {"steps": 2, "batch_size": 16, "losses": {"blocks": 0.0}}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """A Student of the MLP with dropout, two steps."""
-    base = tmp_path_factory.mktemp("made")
-    return distill(tiny(base), base / "out")
-
-
-def stored(found: Artifact, name: str) -> dict[str, Tensor]:
-    return load_file(found.file(f"{name}.safetensors"))
 
 
 class TestStudent:
@@ -163,22 +144,14 @@ class TestSameAnswer:
     def test_after_an_interruption(
         self,
         tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
+        stop_at: StopAt,
         capsys: pytest.CaptureFixture[str],
         error: type[BaseException],
     ) -> None:
         settings = {"steps": 5, "batch_size": 16, "losses": {"labels": 0.5}}
         recipe = tiny(tmp_path, distill=settings)
         whole = distill(recipe, tmp_path / "whole")
-        monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-        real, count = Objective.__call__, iter(range(100))
-
-        def stops(self: Objective, inputs: Any, target: Tensor) -> Any:
-            if next(count) == 3:
-                raise error("stop")
-            return real(self, inputs, target)
-
-        monkeypatch.setattr(Objective, "__call__", stops)
+        stop_at(3, error)
         with pytest.raises(error, match="stop"):
             distill(recipe, tmp_path / "cut")
         assert not list((tmp_path / "cut").glob("student-*"))
@@ -190,209 +163,6 @@ class TestSameAnswer:
             assert all(torch.equal(one[n], two[n]) for n in one), name
         assert again.file("losses.jsonl").read_text() == whole.file("losses.jsonl").read_text()
         assert again.id == whole.id
-
-    def test_the_question_covers_every_module_that_decides(
-        self, tmp_path: Path, made: Artifact
-    ) -> None:
-        """A change in what distill imports must not be answered from cache."""
-        hashed: list[str] = []
-        package = Path(student.__file__).parent
-        imported: set[str] = set()
-        for file in package.glob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text())):
-                if isinstance(node, ast.ImportFrom) and node.module == "edgekd":
-                    imported |= {f"edgekd.{alias.name}" for alias in node.names}
-                elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgekd."):
-                    imported.add(".".join(node.module.split(".")[:2]))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(student, "source_hash", lambda *names: hashed.extend(names) or "x")
-            student.question(tiny(tmp_path), artifact.parent(made, "teacher"), "sparse")
-        # These decide nothing: how files are written, what is printed, what the config holds.
-        apart = {f"edgekd.{name}" for name in ("artifact", "errors", "kinds", "progress", "recipe")}
-        assert imported - apart <= set(hashed)
-
-
-def refused(recipe: Any, out: Path, error: type[EdgekdError], arm: Any = "sparse") -> str:
-    with pytest.raises(error) as caught:
-        distill(recipe, out, arm)
-    assert not list(out.glob("student-*"))
-    return str(caught.value)
-
-
-class TestRefused:
-    def test_a_layer_the_library_skips_although_planned(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Its mask of all ones must not pass for a sparse layer."""
-        monkeypatch.setattr(eligible, "_sparse_reason", lambda *_: "")
-        found = refused(tiny(tmp_path), tmp_path / "out", ContractError)
-        assert "sparsify: head is planned for 2:4 but Model Optimizer gave it an all-ones" in found
-
-    def test_quantizers_before_masks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = student.sparsify.masks
-
-        def late(model: Any, rows: Any) -> Any:
-            scales = {row.layer: torch.tensor(1.0) for row in rows if row.int8}
-            quantize.attach(model, [r for r in rows if r.int8 and not r.sparse], {}, scales)
-            dense = [eligible.LayerPlan(**{**r.as_json(), "sparse": False}) for r in rows]
-            quantize.attach(model, dense, {}, scales)
-            return real(model, rows)
-
-        monkeypatch.setattr(student.sparsify, "masks", late)
-        found = refused(tiny(tmp_path), tmp_path / "out", ContractError)
-        assert "sparsify: the network is already quantized (5 quantizers" in found
-
-    def test_one_object_for_teacher_and_student(self, tmp_path: Path) -> None:
-        found = refused(tiny(tmp_path, "the_same_twice"), tmp_path / "out", ContractError)
-        assert "verify: the teacher carries 5 quantizers, expected none: stem." in found
-        assert "in an object of its own" in found
-
-    def test_a_layer_that_calibration_leaves_at_zero(self, tmp_path: Path) -> None:
-        found = refused(tiny(tmp_path, "unreached"), tmp_path / "out", ContractError)
-        assert "calibrate: the input of stem has amax 0.0, expected a positive number" in found
-
-    def test_a_library_that_quantizes_more_than_planned(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        import modelopt.torch.quantization as mtq
-
-        real = mtq.quantize
-
-        def greedy(model: Any, config: Any, run: Any) -> Any:
-            first = {"quantizer_name": "*", "cfg": {"num_bits": 8, "axis": None}}
-            return real(model, {**config, "quant_cfg": [*config["quant_cfg"], first]}, run)
-
-        monkeypatch.setattr(mtq, "quantize", greedy)
-        found = refused(tiny(tmp_path), tmp_path / "out", ContractError)
-        assert "expected 10; missing: none; not planned: " in found
-        assert "head.input_quantizer" in found
-
-    def test_a_mask_that_is_lost_between_checkpoints(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-        real, count = Objective.__call__, iter(range(100))
-
-        def opens(self: Objective, inputs: Any, target: Tensor) -> Any:
-            if next(count) == 1:
-                self._student.stem.parametrizations.weight[0].mask.fill_(True)
-            return real(self, inputs, target)
-
-        monkeypatch.setattr(Objective, "__call__", opens)
-        found = refused(tiny(tmp_path), tmp_path / "out", ContractError)
-        assert "verify: the 2:4 mask of stem was lost or changed" in found
-
-    def test_a_checkpoint_with_another_mask(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """It fits in every shape, so it is loaded; the mask is then not the one that was chosen."""
-        recipe = tiny(tmp_path, distill={"steps": 3, "batch_size": 16})
-        monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-        real, count = Objective.__call__, iter(range(100))
-
-        def stops(self: Objective, inputs: Any, target: Tensor) -> Any:
-            if next(count) == 2:
-                raise KeyboardInterrupt
-            return real(self, inputs, target)
-
-        monkeypatch.setattr(Objective, "__call__", stops)
-        with pytest.raises(KeyboardInterrupt):
-            distill(recipe, tmp_path / "out")
-        path = next((tmp_path / "out" / ".work").glob("student-*/" + loop.CHECKPOINT))
-        tensors = load_file(path)
-        name = "model.stem.parametrizations.weight.0.mask"
-        tensors[name] = ~tensors[name]
-        save_file(tensors, path)
-        assert "the 2:4 mask of stem was lost or changed" in refused(
-            recipe, tmp_path / "out", ContractError
-        )
-
-    def test_a_checkpoint_that_is_garbage_starts_anew(
-        self, tmp_path: Path, made: Artifact, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        keep = tmp_path / "out" / ".work" / made.path.name
-        keep.mkdir(parents=True)
-        (keep / loop.CHECKPOINT).write_bytes(b"not safetensors")
-        assert distill(tiny(tmp_path), tmp_path / "out").id == made.id
-        assert "is not a checkpoint of this run" in capsys.readouterr().err
-
-    def test_a_loss_that_is_no_number(self, tmp_path: Path) -> None:
-        settings = {"steps": 4, "batch_size": 16, "learning_rate": 1e30, "warmup": 0.0}
-        found = refused(tiny(tmp_path, distill=settings), tmp_path / "out", ConfigError)
-        assert found.startswith(
-            "distill sparse: loss term 'logits' is nan at step 1 of 4 (learning"
-        )
-        assert "lower the learning_rate of 1e+30" in found
-
-    @pytest.mark.parametrize(
-        ("name", "words"),
-        [
-            ("five_classes", "output 'logits' is [1, 5] for 1 examples"),
-            ("wide", "a student block gives [16, 48], its teacher's [16, 32]"),
-            ("excluded", "the student has no repeated blocks to compare; set it to 0"),
-            ("no_layer", "does not take the data's inputs x: TypeError"),
-            ("fails", "cannot be built: KeyError: 'width'"),
-        ],
-    )
-    def test_students_that_do_not_fit(self, tmp_path: Path, name: str, words: str) -> None:
-        recipe = tiny(tmp_path, student={"model": f"python:tiny.models:{name}"})
-        assert words in refused(recipe, tmp_path / "out", ConfigError)
-
-    def test_a_weight_that_other_tensors_make(self, tmp_path: Path) -> None:
-        recipe = tiny(tmp_path, "weight_norm", distill=NO_BLOCKS)
-        found = refused(recipe, tmp_path / "out", UnsupportedError)
-        assert "layer stem computes its weight from other tensors" in found
-
-    @pytest.mark.parametrize(("arm", "what"), [("sparse", "INT8 or 2:4"), ("dense", "INT8")])
-    def test_a_plan_of_nothing(self, tmp_path: Path, arm: str, what: str) -> None:
-        section = {"calibration_samples": 32, "exclude": ["*"]}
-        recipe = tiny(tmp_path, quantization=section, sparsity={"exclude": ["*"]})
-        found = refused(recipe, tmp_path / "out", ContractError, arm)
-        assert f"recipe tiny: no layer of the {arm} student can be {what}; blocks.0.fc1: in " in (
-            found
-        )
-        assert "in quantization.exclude; widen quantization.include or choose another" in found
-
-    def test_an_input_that_float16_cannot_scale(self, tmp_path: Path) -> None:
-        found = refused(tiny(tmp_path, "forms:denormal"), tmp_path / "out", ContractError)
-        assert "calibrate: the input of stem has amax " in found
-        assert "which rounds to 0 at the smallest scale that float16 holds, 5.96046e-08" in found
-        assert "add the layer to quantization.exclude" in found
-
-    @pytest.mark.parametrize(
-        ("name", "words"),
-        [
-            ("infinite", "calibrate: the input of stem holds NaN or infinity, expected finite"),
-            ("not_a_number", "calibrate: the input of stem holds NaN or infinity, expected finite"),
-            (
-                "huge",
-                "calibrate: the input of stem: amax is 1000000.0, expected a value in 0..",
-            ),
-        ],
-    )
-    def test_an_input_that_no_scale_holds(self, tmp_path: Path, name: str, words: str) -> None:
-        recipe = tiny(tmp_path, student={"model": f"python:tiny.forms:{name}"})
-        assert words in refused(recipe, tmp_path / "out", ContractError)
-
-    def test_a_network_without_layers(self, tmp_path: Path) -> None:
-        recipe = tiny(tmp_path, "only_norm", distill=NO_BLOCKS)
-        assert "recipe tiny: the student has no Linear or Conv2d layer" in refused(
-            recipe, tmp_path / "out", ContractError
-        )
-
-    def test_a_layer_named_for_2_4_that_cannot_be(self, tmp_path: Path) -> None:
-        recipe = tiny(tmp_path, "odd", sparsity={"include": ["stem"]})
-        found = refused(recipe, tmp_path / "out", ContractError)
-        assert (
-            "sparsity.include names stem (n=32, k=20), which cannot be 2:4: k per group is 20"
-            in found
-        )
-
-    def test_a_pattern_that_matches_nothing(self, tmp_path: Path) -> None:
-        recipe = tiny(tmp_path, sparsity={"exclude": ["blocks.7.*"]})
-        found = refused(recipe, tmp_path / "out", ConfigError)
-        assert "sparsity.exclude: 'blocks.7.*' matches no Linear or Conv2d" in found
-        assert "blocks.0.fc1" in found
 
 
 def test_a_convolutional_network_is_sparse_along_its_channels(tmp_path: Path) -> None:

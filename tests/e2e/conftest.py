@@ -41,9 +41,10 @@ def write_recipe(directory: Path, fit: int = 30, steps: int = 10) -> Path:
     return path
 
 
-def command(*args: object) -> list[str]:
-    """The command line a user types, for this interpreter."""
-    return [sys.executable, "-c", "from edgekd.cli import main; main()", *map(str, args)]
+def command(*args: object, before: str = "") -> list[str]:
+    """The command line a user types, for this interpreter; `before` is code to run first."""
+    code = f"{before}\nfrom edgekd.cli import main; main()"
+    return [sys.executable, "-c", code, *map(str, args)]
 
 
 def edgekd(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -100,6 +100,14 @@ def test_data_that_cannot_be_learned_from(
     assert not list((tmp_path / "out").glob("*-*"))
 
 
+def test_an_out_that_is_no_directory(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, fit=4, steps=2)
+    (tmp_path / "disk").symlink_to(tmp_path / "gone")
+    out = tmp_path / "disk" / "out"
+    words = (f"{tmp_path / 'disk'} is a link to", "which is not there", "choose another --out")
+    assert "free space" not in _refused("distill", path, "--out", out, words=words)
+
+
 def test_a_target_that_does_not_exist(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
     words = ("jetson-agx-orin-64gb-jp6.2", "did you mean")
@@ -114,6 +122,11 @@ def test_wrong_kind_missing_and_altered_artifacts(
     student = next(out.glob("student-*"))
     _refused("build", student, "--target", "cpu", words=("of kind Student", "expected OnnxModel"))
     _refused("export", tmp_path / "nothing", words=("no such artifact directory",))
+    graph = next(out.glob("onnx-model-*")) / "trt.onnx"
+    _refused(
+        "build", graph, "--target", "cpu",
+        words=("trt.onnx: is a file, expected an artifact's directory", f"give {graph.parent}"),
+    )  # fmt: skip
     copy = tmp_path / student.name
     shutil.copytree(student, copy)
     with (copy / "model.safetensors").open("r+b") as file:

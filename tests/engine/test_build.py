@@ -6,6 +6,7 @@ import json
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ def test_the_a100_bundle_has_a_proven_plan_beside_it(onnx_model: Models, tmp_pat
     assert evidence.results["evidence"] is True
     assert "not the target's engine" in evidence.results["means"]
     assert "neither TensorRT's choices nor sparse kernels" in evidence.results["means"]
+    assert (
+        "parsed the graph, kept Int8 weights in 1 of 1 planned layers, and no attention block was "
+        "recognised in it; it proves"
+    ) in evidence.results["means"]
+    assert (evidence.results["attention_blocks"], evidence.results["loose_products"]) == (0, 0)
     assert (evidence.results["planned_int8"], evidence.results["int8"]) == (1, 1)
     assert evidence.file("model.plan").stat().st_size > 10_000
     table = evidence.read_json("layers.json")
@@ -96,6 +102,7 @@ def test_every_arm_gets_evidence_and_a_float_one_makes_no_promise(
     fp16 = artifact.parent(bundle, "evidence-fp16", kinds.ENGINE)
     assert (fp16.results["planned_int8"], fp16.results["layer_table"]) == (0, "kept")
     assert fp16.config["sparse_weights"] is False
+    assert "parsed the graph, no layer was planned in INT8, and no att" in fp16.results["means"]
     assert artifact.parent(bundle, "evidence-dense").results["int8"] == 1
     assert artifact.parent(bundle, "evidence").config["sparse_weights"] is True
 
@@ -322,6 +329,30 @@ def test_on_the_device_the_same_verb_builds_the_engine(
     assert asked[0]["runtime"] == "tensorrt"
     assert asked[0]["compute_capability"] is None
     assert np.load(engine.file("outputs.npz"))["logits"].shape == (20, 10)
+
+
+def test_the_next_arm_is_built_with_the_timings_of_the_last(
+    onnx_model: Models,
+    tmp_path: Path,
+    on_a_device: Callable[[Driver, str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, given = trt.build_plan, []
+
+    def stand_in(path: Path, **options: Any) -> trt.Plan:
+        given.append(options["timing_cache"])
+        changes = {"runtime": "tensorrt-rtx", "compute_capability": (8, 0), "timing_cache": b""}
+        timings = {"timing_cache": given[-1] + b"timed ", "timings_given": bool(given[-1])}
+        return replace(real(path, **{**options, **changes}), **timings)
+
+    monkeypatch.setattr(trt, "build_plan", stand_in)
+    on_a_device(ORIN_DRIVER, "10.3.0.30")
+    made = [build(onnx_model(arm=arm), ORIN, tmp_path / "out") for arm in ("dense", "sparse")]
+    assert given == [b"", b"timed "]
+    assert [engine.results["timings_given"] for engine in made] == [False, True]
+    on_a_device(ORIN_DRIVER, "10.3.0.31")
+    build(onnx_model(), ORIN, tmp_path / "out")
+    assert given[2] == b""  # another version takes none of them
 
 
 def test_on_the_device_a_bundle_is_still_made_on_request(

@@ -7,13 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from edgekd import artifact, kinds, target
+from edgekd import artifact, kinds, recipe, target
 from edgekd.artifact import Artifact
 from edgekd.engine import bundle as bundles
 from edgekd.engine import wheel
 from edgekd.errors import ArtifactError, ConfigError
 
 Models = Callable[..., Artifact]
+RECIPE = recipe.parse(
+    {
+        "name": "tiny",
+        "teacher": {"model": "hf:nowhere"},
+        "data": {"source": "python:nowhere:load"},
+        "distill": {"steps": 3},
+        "gate": {"accuracy_drop_points": 3.0},
+    },
+    "tiny.toml",
+)
 ORIN = target.load("jetson-agx-orin-64gb-jp6.2")
 
 
@@ -30,8 +40,9 @@ def three(onnx_model: Models) -> dict[str, Artifact]:
 
 
 def pack(arms: dict[str, Artifact], out: Path, where: target.Target = ORIN) -> Artifact:
+    reason = "no such device here"
     return bundles.make(
-        arms["sparse"], where, out, arms=arms, evidence={}, reason="no such device here"
+        arms["sparse"], where, out, arms=arms, evidence={}, reason=reason, recipe=RECIPE
     )
 
 
@@ -49,7 +60,10 @@ def test_a_bundle_is_complete_and_every_part_verifies(
         assert (copy.id, copy.config["arm"]) == (three[name].id, name) == (arm["id"], name)
         assert artifact.parent(copy, "samples").id == samples.id == arm["samples_id"]
     assert target.load(bundle.file("target.json")) == ORIN
-    assert bundle.read_json("recipe.json")["recipe"] == {"name": "tiny", "seed": 3}
+    # The whole recipe, and what the model was really made with.
+    assert recipe.load(bundle.file("recipe.json")).model_dump() == RECIPE.model_dump()
+    assert about["source"]["config"]["recipe"] == {"name": "tiny", "seed": 3}
+    assert about["source"]["id"] == artifact.parent(three["sparse"], "source").id
     own = f"edgekd-{wheel.version()}-py3-none-any.whl"
     assert sorted(about["wheels"]) == ["click-1-py3-none-any.whl", own, "numpy-1-x.whl"]
     for name, digest in about["wheels"].items():
@@ -90,49 +104,27 @@ def test_equal_inputs_made_elsewhere_give_an_equal_bundle(
 @pytest.mark.usefixtures("wheels")
 def test_the_commands_name_what_is_there(three: dict[str, Artifact], tmp_path: Path) -> None:
     bundle = pack(three, tmp_path / "out")
-    commands = bundle.read_json("bundle.json")["commands"]
-    name, sparse = bundle.path.name, three["sparse"]
-    samples = artifact.parent(sparse, "samples").path.name
-    assert commands[:3] == [
-        "python3.10 -m venv --system-site-packages edgekd-venv",
-        f"edgekd-venv/bin/pip install --no-index --find-links {name}/wheels edgekd",
-        f"edgekd-venv/bin/edgekd inspect {name}",
-    ]
-    assert commands[-3:] == [
-        f"edgekd-venv/bin/edgekd build {name}/artifacts/{sparse.path.name} "
-        f"--target {ORIN.name} --out out/sparse",
-        f"edgekd-venv/bin/edgekd evaluate out/sparse/engine-* "
-        f"--samples {name}/artifacts/{samples} --out out/sparse",
-        "edgekd-venv/bin/edgekd bench out/fp16/engine-* out/dense/engine-* out/sparse/engine-* "
-        f"--samples {name}/artifacts/{samples} --out out/bench",
-    ]
+    about = bundle.read_json("bundle.json")
+    words = " ".join(about["commands"] + about["baseline_commands"]).replace(")", "").split()
+    named = [word for word in words if word.startswith(f"{bundle.path.name}/")]
+    assert len(named) > 10
+    assert [word for word in named if not (bundle.path.parent / word).exists()] == []
     text = bundle.file("COMMANDS.md").read_text(encoding="utf-8")
-    assert all(f"\n{command}\n" in text for command in commands)
-    assert "must bring the Python package `tensorrt` 10.3;" in text
-    assert {line.split()[1] for line in commands if "/edgekd " in line} <= {
-        "inspect",
-        "build",
-        "evaluate",
-        "bench",
-    }
+    assert all(f"\n{command}\n" in text for command in about["commands"])
 
 
 @pytest.mark.usefixtures("wheels")
-def test_a_target_of_ones_own_travels_by_its_json(
+def test_without_a_recipe_there_is_none_and_the_bundle_is_another(
     three: dict[str, Artifact], tmp_path: Path
 ) -> None:
-    mine = ORIN.model_copy(update={"name": "mine"})
-    bundle = pack(three, tmp_path / "out", mine)
-    (build,) = [c for c in bundle.read_json("bundle.json")["commands"] if "--out out/fp16" in c][:1]
-    assert f"--target {bundle.path.name}/target.json" in build
-
-
-@pytest.mark.usefixtures("wheels")
-def test_a_cpu_bundle_installs_onnx_runtime(three: dict[str, Artifact], tmp_path: Path) -> None:
-    bundle = pack(three, tmp_path / "out", target.load("cpu"))
-    commands = bundle.read_json("bundle.json")["commands"]
-    assert commands[0] == "python3.10 -m venv edgekd-venv"
-    assert commands[1].endswith("edgekd onnxruntime")
+    arms, out = three, tmp_path / "out"
+    plain = bundles.make(arms["sparse"], ORIN, out, arms=arms, evidence={}, reason="none here")
+    judged = bundles.make(
+        arms["sparse"], ORIN, out, arms=arms, evidence={}, reason="none here", recipe=RECIPE
+    )
+    assert plain.manifest.key != judged.manifest.key
+    assert "recipe.json" not in plain.manifest.files
+    assert not [c for c in plain.read_json("bundle.json")["commands"] if "recipe" in c]
 
 
 def test_missing_wheels_are_told_and_make_another_bundle(
@@ -152,6 +144,14 @@ def test_missing_wheels_are_told_and_make_another_bundle(
 def test_another_model_under_the_models_own_arm(three: dict[str, Artifact]) -> None:
     with pytest.raises(ConfigError, match=r"arm 'sparse' is given as onnx-model-.*, but the model"):
         bundles.arms_of(three["sparse"], {"sparse": three["dense"]})
+
+
+def test_an_arm_that_is_none_is_told_which_there_are(three: dict[str, Artifact]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        bundles.arms_of(three["sparse"], {"dence": three["dense"]})
+    assert str(caught.value) == (
+        "arm 'dence': no arm has that name. did you mean \"dense\"? There are: dense, fp16, sparse"
+    )
 
 
 @pytest.mark.usefixtures("wheels")

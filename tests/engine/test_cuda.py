@@ -5,8 +5,8 @@ This tests the binding only: argument types, pointers and error paths. It says n
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,18 @@ import pytest
 from edgekd.engine import cuda
 from edgekd.errors import ToolchainError
 
-STUB = Path(__file__).with_name("stub_cudart.c")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import cudart
 
 
 @pytest.fixture(scope="module")
 def stub_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("cudart") / "libcudart.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(STUB)], check=True)
-    return library
+    return cudart.compile_stub(tmp_path_factory.mktemp("cudart"))
 
 
 @pytest.fixture
 def stub(stub_path: Path) -> Any:
-    """The stub's own functions."""
-    library = ctypes.CDLL(str(stub_path))
-    library.stub_devices(1)
-    return library
+    return cudart.with_one_device(stub_path)
 
 
 def test_a_round_trip_through_device_memory(stub: Any, stub_path: Path) -> None:

@@ -7,10 +7,7 @@ CUDA: no GPU was at hand to run an engine on.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -21,79 +18,23 @@ from edgekd.engine import cuda
 from edgekd.engine.runner import EngineRunner
 from edgekd.errors import ConfigError, ToolchainError
 
-STUB = Path(__file__).with_name("stub_cudart.c")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import cudart
 
 
 @pytest.fixture(scope="module")
 def stub_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("cudart") / "libcudart.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(STUB)], check=True)
-    return library
+    return cudart.compile_stub(tmp_path_factory.mktemp("cudart"))
 
 
 @pytest.fixture
 def stub(stub_path: Path) -> Any:
-    """The stub's own functions."""
-    library = ctypes.CDLL(str(stub_path))
-    library.stub_devices(1)
-    return library
-
-
-class Engine:
-    """Stands in for an engine y = 2 x on [batch, 4] fp32, batch 1 to 8, and for its context."""
-
-    num_io_tensors = 2
-
-    def __init__(self) -> None:
-        self.shape: tuple[int, ...] = ()
-        self.addresses: dict[str, int] = {}
-
-    def get_tensor_name(self, index: int) -> str:
-        return "xy"[index]
-
-    def get_tensor_mode(self, name: str) -> str:
-        return {"x": "in", "y": "out"}[name]
-
-    def get_tensor_dtype(self, _: str) -> type:
-        return np.float32
-
-    def get_tensor_profile_shape(self, _: str, __: int) -> list[tuple[int, ...]]:
-        return [(1, 4), (4, 4), (8, 4)]
-
-    def create_execution_context(self) -> Engine:
-        return self
-
-    def set_input_shape(self, _: str, shape: tuple[int, ...]) -> bool:
-        self.shape = shape
-        return len(shape) == 2 and 1 <= shape[0] <= 8 and shape[1] == 4
-
-    def get_tensor_shape(self, _: str) -> tuple[int, ...]:
-        return self.shape
-
-    def set_tensor_address(self, name: str, address: int) -> None:
-        self.addresses[name] = address
-
-    def execute_async_v3(self, stream: int) -> bool:
-        count = self.shape[0] * self.shape[1]
-        x, y = ((ctypes.c_float * count).from_address(self.addresses[name]) for name in "xy")
-        for index in range(count):
-            y[index] = 2 * x[index]
-        return stream != 0
+    return cudart.with_one_device(stub_path)
 
 
 @pytest.fixture
 def tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.SimpleNamespace(
-        __name__="tensorrt",
-        __version__="10.3.0",
-        ILogger=object,
-        TensorIOMode=types.SimpleNamespace(INPUT="in"),
-        nptype=lambda dtype: dtype,
-        Runtime=lambda _: types.SimpleNamespace(
-            deserialize_cuda_engine=lambda plan: Engine() if plan == b"plan" else None
-        ),
-    )
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setitem(sys.modules, "tensorrt", cudart.tensorrt())
 
 
 @pytest.mark.usefixtures("stub", "tensorrt")
@@ -138,7 +79,7 @@ def test_runner_says_that_there_is_no_device(stub: Any, stub_path: Path) -> None
 def test_runner_says_that_the_engine_failed(
     stub_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Engine, "execute_async_v3", lambda *_: False)
+    monkeypatch.setattr(cudart.Engine, "execute_async_v3", lambda *_: False)
     runner = EngineRunner(b"plan", "tensorrt", cuda.load(stub_path))
     with contextlib.closing(runner), pytest.raises(ToolchainError, match="could not run the eng"):
         runner({"x": np.zeros((1, 4), np.float32)})

@@ -17,7 +17,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.engine import trt
-from edgekd.engine.layers import Planned, prove
+from edgekd.engine.layers import Planned, parse_dump, prove
 from edgekd.errors import ArtifactError, ConfigError, ToolchainError, UnsupportedError
 
 PROFILES: dict[str, trt.ShapeRange] = {"x": ((1, 64), (8, 64), (64, 64))}
@@ -75,7 +75,7 @@ def test_a_real_plan_and_its_table(tmp_path: Path) -> None:
     assert len(plan.plan) > 1000
     assert plan.runtime == "tensorrt-rtx"
     assert plan.version == trt.version(trt.load("tensorrt-rtx"))
-    assert plan.timing_cache is None
+    assert (plan.timing_cache, plan.timings_given) == (b"", False)
     assert plan.log == ()
     (row,) = prove(plan.layers, [Planned("fc", "/fc/MatMul", 64 * 64)], 0, "demo")
     assert (row.type, row.weight_count, row.output_dtype) == ("gemm", 4096, "Half")
@@ -154,9 +154,18 @@ def test_a_profile_that_does_not_fit_is_shown(tmp_path: Path, shapes: trt.ShapeR
         build(tmp_path, int8_linear(), profiles={"x": shapes})
 
 
-def test_a_failed_build_gives_the_last_error_and_keeps_the_log(tmp_path: Path) -> None:
+def test_a_failed_build_gives_the_last_error_and_keeps_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = trt._configure
+
+    def starved(module: Any, config: Any, *settings: Any) -> None:
+        real(module, config, *settings)
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, 1 << 20)
+
+    monkeypatch.setattr(trt, "_configure", starved)
     with pytest.raises(ToolchainError, match=r"could not build an engine \(.*workspace") as caught:
-        build(tmp_path, int8_linear(), workspace_bytes=1 << 20)
+        build(tmp_path, int8_linear())
     assert "VERBOSE: " in str(caught.value.__cause__)
 
 
@@ -196,19 +205,78 @@ def test_tensorrts_own_path_goes_as_far_as_a_machine_without_gpu_allows(
     # TensorRT-RTX has the same API, so it stands in for TensorRT up to opening the engine.
     monkeypatch.setitem(sys.modules, "tensorrt", trt.load("tensorrt-rtx"))
     with pytest.raises(ToolchainError, match=r"cannot open the plan") as caught:
-        build(tmp_path, int8_linear(), runtime="tensorrt", timing_cache=b"")
+        build(tmp_path, int8_linear(), runtime="tensorrt")
     assert "Layers:" in str(caught.value.__cause__)  # it was built
 
 
-@pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")
-def test_a_timing_cache_of_another_device_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = trt.load("tensorrt-rtx")  # whose timing caches are empty and never mismatch
+@pytest.fixture
+def tensorrt(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """TensorRT-RTX under TensorRT's name, with its own way to show the layers (no GPU needed).
+
+    Its builder times nothing, but it makes, takes and refuses timing caches as TensorRT does.
+    """
+    module = trt.load("tensorrt-rtx")
     monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(module.IBuilderConfig, "set_timing_cache", lambda *_, **__: False)
-    with pytest.raises(ToolchainError, match=r"timing cache \(4 bytes\) is of another device"):
-        build(tmp_path, int8_linear(), runtime="tensorrt", timing_cache=b"1234")
+    monkeypatch.setattr(
+        trt, "_layers", lambda *parts: parse_dump("\n".join(text for _, text in parts[3]))
+    )
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")
+@pytest.mark.usefixtures("tensorrt")
+def test_a_build_returns_its_timings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = build(tmp_path, int8_linear(), runtime="tensorrt")
+    assert len(plan.timing_cache) > 100
+    assert not plan.timings_given
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")
+@pytest.mark.usefixtures("tensorrt")
+def test_timings_that_cannot_be_read_are_not_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = build(tmp_path, int8_linear(), runtime="tensorrt", timing_cache=b"garbage" * 10)
+    assert not plan.timings_given
+    assert any("deserialize timing cache" in line for line in plan.log)
+    assert "timing cache of 70 bytes is damaged, or of another device" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")
+def test_timings_of_another_device_are_not_used(
+    tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    real, refused = tensorrt.IBuilderConfig.set_timing_cache, []
+
+    def refuse_once(config: Any, cache: Any, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        refused.append(cache)
+        return len(refused) > 1 and real(config, cache, ignore_mismatch)
+
+    monkeypatch.setattr(tensorrt.IBuilderConfig, "set_timing_cache", refuse_once)
+    plan = build(tmp_path, int8_linear(), runtime="tensorrt")
+    assert len(refused) == 2
+    assert not plan.timings_given
+    assert len(plan.timing_cache) > 100  # of the empty one that took its place
+    assert "or of another device or TensorRT, and not used" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")
+def test_timings_that_are_taken_are_said_to_be(
+    tmp_path: Path, tensorrt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without a GPU no serialized cache can be read back: what is given is replaced by an empty one.
+    real = tensorrt.IBuilderConfig.create_timing_cache
+    given = []
+
+    def readable(config: Any, timings: bytes) -> Any:
+        given.append(timings)
+        return real(config, b"")
+
+    monkeypatch.setattr(tensorrt.IBuilderConfig, "create_timing_cache", readable)
+    assert build(tmp_path, int8_linear(), runtime="tensorrt", timing_cache=b"t").timings_given
+    assert given == [b"t"]
 
 
 def test_what_native_code_prints_goes_to_the_log(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import pytest
+from tiny.recipes import Breaks, Students
 
 from edgekd.artifact import Artifact
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-Students = Callable[[str], Artifact]
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +30,20 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Students:
         return made[name]
 
     return get
+
+
+@pytest.fixture
+def breaks(monkeypatch: pytest.MonkeyPatch) -> Breaks:
+    """``breaks(change)``: `change` meets the network between the artifact and the graph."""
+    from edgekd.export import model, qdq_form
+
+    real = qdq_form.attach
+
+    def apply(change: Callable[[Any], None]) -> None:
+        def wrong(network: Any, rows: Any, stored: Any) -> None:
+            real(network, rows, stored)
+            change(network)
+
+        monkeypatch.setattr(model.qdq_form, "attach", wrong)
+
+    return apply

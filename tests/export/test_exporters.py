@@ -113,7 +113,8 @@ def test_a_graph_that_kept_its_length_is_caught(bert: Artifact, tmp_path: Path) 
     import torch
     from torch import Tensor, nn
 
-    from edgekd.data import IO, Tensor as Port
+    from edgekd.data import IO
+    from edgekd.data import Tensor as Port
     from edgekd.errors import ContractError
     from edgekd.export.to_onnx import Form, export_float32
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,17 @@ import onnxruntime as ort
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny.recipes import UNTRAINED, Breaks, Students, tiny
 from tiny.recipes import export_refused as refused
-from tiny.recipes import tiny
 
 from edgekd import artifact, kinds, qdq, quant, sparse24
 from edgekd.artifact import Artifact
 from edgekd.distill.student import distill
 from edgekd.errors import ContractError, EdgekdError, ToolchainError
-from edgekd.export import model, parity, qdq_form, to_onnx
+from edgekd.export import model, parity, to_onnx
 from edgekd.export.model import export
 from edgekd.recipe import Export
 
-Students = Callable[[str], Artifact]
 FAMILIES = {"vit": (12, 14, 2), "bert": (13, 14, 2), "resnet": (5, 7, 0)}
 
 
@@ -200,34 +197,25 @@ def test_a_network_whose_part_is_called_network(exported: Students) -> None:
 class TestCaught:
     """Break one thing between the artifact and the graph; read our sentence."""
 
-    def breaks(self, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
-        real = qdq_form.attach
-
-        def wrong(network: Any, rows: Any, stored: Any) -> None:
-            real(network, rows, stored)
-            change(network)
-
-        monkeypatch.setattr(model.qdq_form, "attach", wrong)
-
     def test_another_network_than_was_trained(
-        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, student: Students, tmp_path: Path, breaks: Breaks
     ) -> None:
         def change(network: Any) -> None:
             network.head.bias.data += 1.0  # float, so no integer shows it
 
-        self.breaks(monkeypatch, change)
+        breaks(change)
         found = refused(student("mlp"), tmp_path, ContractError)
         assert "the network answers 'logits'" in found
         assert "away from what it answered when it was trained" in found
         assert "at most 5% of it expected" in found
 
     def test_answers_that_are_no_numbers(
-        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, student: Students, tmp_path: Path, breaks: Breaks
     ) -> None:
         def change(network: Any) -> None:
             network.head.bias.data += torch.nan
 
-        self.breaks(monkeypatch, change)
+        breaks(change)
         found = refused(student("mlp"), tmp_path, ContractError)
         assert "the network answers 'logits' nan away" in found
 
@@ -245,7 +233,7 @@ class TestCaught:
 
     def test_overflow_in_float16(self, tmp_path: Path) -> None:
         made = distill(
-            tiny(tmp_path, "overflows", distill={"steps": 0, "losses": {"blocks": 0.0}}),
+            tiny(tmp_path, "overflows", distill=UNTRAINED),
             tmp_path / "out",
         )
         found = refused(made, tmp_path / "out", ContractError)
@@ -266,7 +254,7 @@ class TestCaught:
     def test_networks_that_cannot_be_traced(
         self, tmp_path: Path, name: str, error: type[EdgekdError], words: str
     ) -> None:
-        recipe = tiny(tmp_path, name, distill={"steps": 0, "losses": {"blocks": 0.0}})
+        recipe = tiny(tmp_path, name, distill=UNTRAINED)
         made = distill(recipe, tmp_path / "out")
         assert words in refused(made, tmp_path / "out", error)
 
@@ -275,7 +263,7 @@ class TestCaught:
             tmp_path,
             "repeats_batch",
             data="vectors",
-            distill={"steps": 0, "losses": {"blocks": 0.0}},
+            distill=UNTRAINED,
         )
         document = recipe.model_dump()
         document["data"]["samples"] = 1
@@ -287,7 +275,7 @@ class TestCaught:
     def test_a_vacuous_comparison_says_so(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        recipe = tiny(tmp_path, "hardly_varies", distill={"steps": 0, "losses": {"blocks": 0.0}})
+        recipe = tiny(tmp_path, "hardly_varies", distill=UNTRAINED)
         found = export(distill(recipe, tmp_path / "out"), tmp_path / "out")
         assert found.results["parity"]["vacuous"]
         assert found.results["parity"]["output_variation"] < parity.VARIATION_FLOOR
@@ -328,14 +316,3 @@ class TestSameAnswer:
         source = artifact.parent(exported("vit"), "source", kinds.STUDENT)
         assert samples.manifest.parents == {"source": source.id}
         assert samples.file("samples.npz").read_bytes() == source.file("samples.npz").read_bytes()
-
-    def test_the_question_covers_every_module_that_decides(self) -> None:
-        imported: set[str] = set()
-        for file in Path(model.__file__).parent.rglob("*.py"):
-            for node in ast.walk(ast.parse(file.read_text())):
-                if isinstance(node, ast.ImportFrom) and node.module == "edgekd":
-                    imported |= {f"edgekd.{alias.name}" for alias in node.names}
-                elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgekd."):
-                    imported.add(".".join(node.module.split(".")[:2]))
-        apart = {f"edgekd.{name}" for name in ("artifact", "errors", "kinds", "progress", "recipe")}
-        assert imported - apart <= set(model.SOURCES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,14 @@ import onnx
 import pytest
 import torch
 from tiny import configs
+from tiny.recipes import Breaks, Students, tiny
 from tiny.recipes import export_refused as refused
-from tiny.recipes import tiny
 
 from edgekd.artifact import Artifact
 from edgekd.distill.student import distill
 from edgekd.errors import ContractError
-from edgekd.export import model, proof, qdq_form
+from edgekd.export import model, proof
 from edgekd.export.model import export
-
-Students = Callable[[str], Artifact]
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +46,14 @@ class TestSparseInFloat:
         assert results["layers_sparse"] > results["layers_int8"]
 
     def test_a_lost_mask_is_caught(
-        self, floats: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, floats: dict[str, Artifact], tmp_path: Path, breaks: Breaks
     ) -> None:
-        real = qdq_form.attach
-
-        def filled(network: Any, rows: Any, stored: Any) -> None:
-            real(network, rows, stored)
+        def filled(network: Any) -> None:
             with torch.no_grad():
                 weight = network.blocks[1].fc1.weight
                 weight[weight == 0] = 1e-6  # far too little for any comparison of outputs
 
-        monkeypatch.setattr(model.qdq_form, "attach", filled)
+        breaks(filled)
         found = refused(floats["mlp"], tmp_path, ContractError)
         assert (
             "ort.onnx holds no weight of blocks.1.fc1 (64 x 32, planned for 2:4 in float)" in found
@@ -70,23 +64,14 @@ class TestSparseInFloat:
 class TestIntegers:
     """Break one thing between the artifact and the graph; read our sentence."""
 
-    def breaks(self, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
-        real = qdq_form.attach
-
-        def wrong(network: Any, rows: Any, stored: Any) -> None:
-            real(network, rows, stored)
-            change(network)
-
-        monkeypatch.setattr(model.qdq_form, "attach", wrong)
-
     def test_an_input_scale_that_was_altered(
-        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, student: Students, tmp_path: Path, breaks: Breaks
     ) -> None:
         def change(network: Any) -> None:
             scale = network.blocks[1].fc2.input_quantizer.scale
             scale.copy_(torch.nextafter(scale.half(), torch.tensor(9.0).half()))
 
-        self.breaks(monkeypatch, change)
+        breaks(change)
         found = refused(student("mlp"), tmp_path, ContractError)
         assert (
             "the input scale of blocks.1.fc2 in the graph differ from the student's in 1 of 1"
@@ -95,13 +80,13 @@ class TestIntegers:
         assert "the graph is not this student's" in found
 
     def test_weight_scales_that_were_altered(
-        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, student: Students, tmp_path: Path, breaks: Breaks, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def change(network: Any) -> None:
             network.stem.parametrizations.weight[0].scale[3] *= 2
             network.stem.parametrizations.weight.original.data[3] *= 2
 
-        self.breaks(monkeypatch, change)
+        breaks(change)
         monkeypatch.setattr(model, "_same_as_recorded", lambda *_: None)
         found = refused(student("mlp"), tmp_path, ContractError)
         assert (
@@ -109,48 +94,48 @@ class TestIntegers:
         )
 
     def test_one_integer_that_was_altered(
-        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, student: Students, tmp_path: Path, breaks: Breaks
     ) -> None:
         def change(network: Any) -> None:
             parametrized = network.stem.parametrizations.weight
             kept = parametrized.original[5].nonzero()[0]
             parametrized.original.data[5, kept] += parametrized[0].scale[5]
 
-        self.breaks(monkeypatch, change)
+        breaks(change)
         found = refused(student("mlp"), tmp_path, ContractError)
         assert "the integers of stem in the graph differ from the student's in 1 of 1024" in found
 
     def test_a_weight_that_is_not_snapped(
-        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, student: Students, tmp_path: Path, breaks: Breaks
     ) -> None:
         def change(network: Any) -> None:
             weight = network.stem.parametrizations.weight.original.data
             weight[weight != 0] *= 1.0001
 
-        self.breaks(monkeypatch, change)
+        breaks(change)
         found = refused(student("mlp"), tmp_path, ContractError)
         assert "stem" in found
         assert "weights are not snapped, they differ from q x scale" in found
 
     def test_a_weight_off_the_mask(
-        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, student: Students, tmp_path: Path, breaks: Breaks, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def change(network: Any) -> None:
             parametrized = network.stem.parametrizations.weight
             parametrized.original.data[0, :4] = parametrized[0].scale[0]
 
-        self.breaks(monkeypatch, change)
+        breaks(change)
         monkeypatch.setattr(model, "_same_as_recorded", lambda *_: None)
         found = refused(student("mlp"), tmp_path, ContractError)
         assert "stem: row 0, columns 0..3 hold 4 nonzeros, expected at most 2" in found
 
     def test_a_quantizer_that_was_left_out(
-        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, student: Students, tmp_path: Path, breaks: Breaks
     ) -> None:
         def change(network: Any) -> None:
             network.blocks[0].fc1._forward_pre_hooks.clear()
 
-        self.breaks(monkeypatch, change)
+        breaks(change)
         found = refused(student("mlp"), tmp_path, ContractError)
         assert "blocks.0.fc1 (its input is float)" in found
 

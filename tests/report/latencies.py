@@ -70,6 +70,7 @@ def latency(
         gpu_ns=gpu_ns,
         null_ns=np.full((rounds, queries), 900),
         states=[[state] * (len(engines) + 1)] * rounds,
+        seed=0,
         order=[list(range(len(engines) + 1))] * rounds,
         resumed=[],
         references=["what ONNX Runtime was recorded to answer at export"] * len(engines),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from edgekd.artifact import Artifact
 from edgekd.report.claims import Claim, claims
 from edgekd.report.collection import Collection
@@ -148,12 +150,22 @@ def test_layers_that_ran_otherwise_have_failed(maker: Maker) -> None:
     assert told(result[ATTENTION]) == [("failed", "Only 1 of 2 attention blocks are.")]
 
 
-def test_a_model_without_attention_has_none_to_fuse(maker: Maker) -> None:
+@pytest.mark.parametrize(
+    ("products", "said"),
+    [
+        (0, "the model has no attention block."),
+        (1, "no attention block was recognised, yet 1 product of two activations."),
+        (3, "no attention block was recognised, yet 3 products of two activations."),
+        (None, "no attention block was recognised."),  # counted by an earlier version
+    ],
+)
+def test_a_model_has_no_attention_only_where_no_two_activations_meet(
+    maker: Maker, products: int | None, said: str
+) -> None:
     model = graph(maker)
-    engine = maker.engine(model, A100, "tensorrt-rtx", attention_blocks=0, fused_attention=0)
-    assert told(found(model, engine)[ATTENTION]) == [
-        ("not measured", "Not measured: the model has no attention block.")
-    ]
+    counts = {"attention_blocks": 0, "loose_products": products, "fused_attention": 0}
+    engine = maker.engine(model, A100, "tensorrt-rtx", **counts)
+    assert told(found(model, engine)[ATTENTION]) == [("not measured", f"Not measured: {said}")]
 
 
 def test_onnx_runtime_shows_no_layer_table_and_no_sparse_kernel(maker: Maker) -> None:

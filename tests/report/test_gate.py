@@ -54,6 +54,6 @@ def test_the_verdict_in_plain_words_begins_with_the_gates(
 ) -> None:
     (engine,) = maker.engines([maker.model(maker.teacher())])
     first = paragraph(Collection([engine, verdict(maker, engine, ratio)]), [])[0]
-    assert first.lead.startswith("Gate, ")
+    assert first.lead.startswith("Gate: ")
     assert first.state == state
     assert text in first.text

@@ -52,7 +52,7 @@ def test_a_withheld_bound_says_why(maker: Maker) -> None:
     slow = np.tile(np.repeat([300_000, 900_000], 32), (1, 12, 1))  # the second half is slower
     section = only([*models, *engines, latency(maker, engines, slow)])
     assert section.rows[0].valid is False
-    assert section.rows[0].percentiles[1].notes[1] == "no bound"
+    assert section.rows[0].percentiles[1].notes[1] == "median ≤ 900 µs, 99.7%"
     (reason,) = section.reasons
     assert reason.startswith(
         "float teacher: upper bounds withheld: the queries of 12 of 12 repetitions"

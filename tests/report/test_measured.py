@@ -6,7 +6,7 @@ from edgekd.artifact import Artifact
 from edgekd.report.claims import claims
 from edgekd.report.collection import Collection
 from edgekd.report.findings import Finding
-from edgekd.report.measured import sentence
+from edgekd.report.measured import beside, sentence
 from edgekd.report.summary import glance
 
 from .conftest import A100, ORIN, Maker
@@ -33,7 +33,7 @@ def test_a_cpu_number_is_evidence_and_leaves_the_devices_unmeasured(maker: Maker
         "one-by-one, p90 of a query: "
         "float teacher 400 µs (400 to 400 µs); 2:4 INT8 200 µs (200 to 200 "
         "µs), "
-        "0.50 of float teacher's time (0.50 to 0.50). "
+        "0.50 times the float teacher's (0.50 to 0.50). "
         "Uncontrolled machine: ratios only. Stands for "
         "no GPU: ONNX Runtime uses no 2:4."
     )
@@ -72,23 +72,35 @@ def test_the_verdict_tells_the_ratio_and_what_it_does_not_stand_for(maker: Maker
     report = latency(maker, engines, samples([400, 200], scenario(), spread=0))
     run = Collection([*models, *engines, report, maker.bundle(models[1], ORIN)])
     assert sentence(run) == (
-        "measured on cpu only with ONNX Runtime, which uses no 2:4; that stands for no other "
-        "device. In one-by-one "
-        "the 2:4 INT8 engine takes 0.50 of float teacher's p90 (0.50 to 0.50). On "
-        "orin it is not measured."
+        "2:4 INT8 takes 0.50 times the float teacher's p90 (0.50 to 0.50), measured on cpu with "
+        "ONNX Runtime, which uses no 2:4: that stands for no other device. Not measured on orin."
     )
-    number = glance(run)[-1]
-    assert number == (
-        "p90 over float teacher's",
+    ratio, away = glance(run)[-2:]
+    assert ratio == (
+        "p90, times the float teacher's",
         "0.50",
         "0.50 to 0.50; 2:4 INT8 on cpu, one-by-one",
     )
+    assert away == ("Latency on the device", "not measured", "orin")
+
+
+def test_the_verdict_tells_another_networks_latency_as_anothers(maker: Maker) -> None:
+    models, engines = arms(maker)
+    report = latency(maker, engines, samples([400, 200], scenario(), spread=0))
+    run = Collection([*models, *engines, report, foreign(maker)])
+    assert "large" not in sentence(run)
+    assert beside(run).startswith(
+        "of large (random weights), measured on cpu: the float teacher has a p90 of "
+    )
+    fitted = Collection([*models, *engines, report, foreign(maker, steps=5)])
+    assert beside(fitted).startswith("of large, measured on cpu: the float teacher has a p90 of ")
+    assert beside(Collection([*models, *engines, report])) == ""
 
 
 def test_one_engine_alone_has_a_time_and_no_ratio(maker: Maker) -> None:
     models, engines = arms(maker)
     report = latency(maker, engines[1:], samples([200], scenario(), spread=0))
     run = Collection([*models, *engines, report])
-    assert "the 2:4 INT8 engine has a p90 of 200 µs (200 to 200 µs)." in sentence(run)
+    assert sentence(run).startswith("2:4 INT8 has a p90 of 200 µs (200 to 200 µs), measured on cpu")
     assert glance(run)[-1].number == "200 µs"
     assert sentence(Collection(models)) == ""

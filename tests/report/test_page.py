@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import random
 import re
 import subprocess
@@ -179,7 +181,8 @@ def test_a_teacher_alone_makes_a_whole_page(maker: Maker, tmp_path: Path) -> Non
     page = Page(written([maker.teacher()], tmp_path))
     assert page.unbalanced == []
     assert "Only a teacher is here: 560 parameters, 90.0% right on 200 samples." in page.text
-    assert "all that a student is judged by." in page.text
+    assert "Nothing is shown yet." in page.text
+    assert "Not measured All that a student is judged by." in page.text
     assert "No AccuracyReport is among these artifacts." in page.text
     assert "Teacher, labels loss" in page.text
 
@@ -209,7 +212,7 @@ def test_latencies_are_told_with_what_they_are_not(whole: list[Artifact], tmp_pa
         " It went through the same export with random weights, so its answers mean nothing",
         "A processor, threads 2",
         "edgekd-1 clock=perf_counter_ns",
-        "On a100 and orin it is not measured.",
+        "Not measured on a100 and orin.",
     ):
         assert words in text
     assert text.count("all-at-once on cpu") >= 3
@@ -221,20 +224,33 @@ def test_the_gate_is_on_the_page_where_there_is_one(
     text = Page(written(whole, tmp_path)).text
     assert "✓ pass 2:4 INT8, one-by-one, cpu" in text
     assert "latency to baseline ✓ pass 0.99 0.95 to 1.02 1.03" in text
+    assert "Gate: pass. No claim failed: 3 of 8 proven, 4 shown in part, 1 not measured." in text
     assert "Checks of the gate" not in Page(written([maker.teacher()], tmp_path)).text
 
 
 def test_a_failure_comes_first(maker: Maker, tmp_path: Path) -> None:
     model = maker.model(maker.student(maker.teacher(), "sparse"), layers_sparse=0)
     text = Page(written([model], tmp_path)).text
-    failed = text.index("Failed: that the 2:4 mask is exact in the weights that ship. Look there")
-    assert failed < text.index("The teacher became a 2:4 INT8 student")
+    headline = text.index("1 claim failed: 2 of 8 proven, 5 not measured.")
+    failed = text.index("Failed That the 2:4 mask is exact in the weights that ship. Look there")
+    assert headline < failed < text.index("Made The teacher became a 2:4 INT8 student")
 
 
 def test_without_artifacts_there_is_no_page(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="0 artifacts were given, expected at least 1"):
         report([], tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence(
+    whole: list[Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, _write: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("edgekd.report.page.replace_file", refuse)
+    with pytest.raises(ArtifactError, match=r"report\.html.*read-only.*--out"):
+        report(whole, tmp_path / "report.html")
 
 
 def test_the_page_needs_no_heavy_library(whole: list[Artifact], tmp_path: Path) -> None:

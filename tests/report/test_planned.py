@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny import configs
+from tiny.recipes import tiny
 
 from edgekd import plan as planning
 from edgekd import target
 from edgekd.report.planned import planned
-from tiny import configs
-from tiny.recipes import tiny
 
 
 @pytest.fixture(scope="module")

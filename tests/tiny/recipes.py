@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +13,18 @@ from edgekd import recipe
 from edgekd.artifact import Artifact
 from edgekd.errors import EdgekdError
 from edgekd.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from edgekd.eligible import LayerPlan
+
+Students = Callable[[str], Artifact]
+StopAt = Callable[[int, type[BaseException]], None]
+Breaks = Callable[[Callable[[Any], None]], None]
+# For a network without repeated blocks, whose outputs cannot be compared block by block.
+NO_BLOCKS: dict[str, Any] = {"steps": 2, "batch_size": 16, "losses": {"blocks": 0.0}}
+UNTRAINED: dict[str, Any] = {"steps": 0, "losses": {"blocks": 0.0}}
 
 
 def tiny(
@@ -46,6 +59,19 @@ def tiny(
     return found
 
 
+def plan(model: nn.Module) -> list[LayerPlan]:
+    """Which layers a recipe without exceptions plans, of a network that takes tiny.data's ``x``."""
+    import numpy as np
+
+    from edgekd import structure
+    from edgekd.models import tensors
+    from tiny.data import vectors
+
+    examples = vectors()
+    one = tensors(examples.train.take(np.array([0]))[0], model)
+    return structure.plan(model, one, examples.io, recipe.Sparsity(), recipe.Quantization())
+
+
 def export_refused(source: Artifact, out: Path, error: type[EdgekdError]) -> str:
     """The sentence with which export refuses a Teacher or Student; nothing is published."""
     from edgekd.export.model import export
@@ -54,3 +80,10 @@ def export_refused(source: Artifact, out: Path, error: type[EdgekdError]) -> str
         export(source, out)
     assert not list(out.glob("onnx-model-*"))
     return str(caught.value)
+
+
+def stored(found: Artifact, name: str) -> dict[str, Tensor]:
+    """Tensors of one of an artifact's safetensors files."""
+    from safetensors.torch import load_file
+
+    return load_file(found.file(f"{name}.safetensors"))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,11 +13,12 @@ import numpy.typing as npt
 from edgekd import artifact, kinds, recipe, runner, target
 from edgekd.artifact import Artifact, Question, Work
 from edgekd.bench import summary
-from edgekd.bench.bench import protocol
+from edgekd.bench.bench import order_seed, protocol
 from edgekd.bench.inputs import RECORDED, Inputs
 from edgekd.bench.measure import Measured, order
 from edgekd.bench.scenario import Scenario
 from edgekd.engine.build import build
+from tiny import graphs
 
 Times = npt.NDArray[np.int64]
 
@@ -58,7 +57,7 @@ def engine(
     """An Engine for `cpu`, or for a target that differs from it in some facts."""
     changed = {**target.load("cpu").as_json(), **(where or {})}
     return build(
-        _graphs().make_model(out, arm=arm, **model), recipe.check(target.Target, changed, "t"), out
+        graphs.make_model(out, arm=arm, **model), recipe.check(target.Target, changed, "t"), out
     )
 
 
@@ -82,12 +81,14 @@ def latency_report(
 ) -> Artifact:
     """What `bench` would have published of these samples, taken in this state."""
     rounds = len(wall_ns[0])
+    seed = order_seed("2026-01-01T00:00:00Z")
     measured = Measured(
         wall_ns=np.array(wall_ns, np.int64),
         gpu_ns=None,
         null_ns=np.full(wall_ns[0].shape, 1000, np.int64),
         states=[[{**STATE, **(state or {})}] * (len(engines) + 1)] * rounds,
-        order=order(len(engines) + 1, rounds),
+        seed=seed,
+        order=order(len(engines) + 1, rounds, seed),
         resumed=[],
         references=[RECORDED] * len(engines),
     )
@@ -105,7 +106,7 @@ def latency_report(
     def write(work: Work) -> dict[str, Any]:
         np.savez(work.scratch / "samples.npz", wall_ns=measured.wall_ns, null_ns=measured.null_ns)
         (work.scratch / "latency.json").write_text(json.dumps(document))
-        states = {"order": measured.order, "states": measured.states}
+        states = {"seed": seed, "order": measured.order, "states": measured.states}
         (work.scratch / "state.json").write_text(json.dumps(states))
         return summary.results(document)
 
@@ -113,14 +114,3 @@ def latency_report(
     # Two reports of one test differ in their samples, which are no part of a bench's question.
     asked["started"] += str(measured.wall_ns.sum()) + json.dumps(state)
     return artifact.make(out, Question(kinds.LATENCY_REPORT, asked, parents), write)
-
-
-def _graphs() -> ModuleType:
-    """tests/engine/conftest.py, which makes a small OnnxModel with its parents."""
-    file = Path(__file__).parents[1] / "engine" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("graph_maker", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
