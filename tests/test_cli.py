@@ -40,7 +40,7 @@ def test_an_error_is_one_line_on_stderr_and_exit_3(monkeypatch: pytest.MonkeyPat
     def fail(name: str) -> None:
         raise ConfigError(f"recipe {name!r}: no")
 
-    monkeypatch.setattr("edgekd.cli.recipe.load", fail)
+    monkeypatch.setattr("edgekd.cli.make.recipe.load", fail)
     done = CliRunner().invoke(main, ["distill", "x"])
     assert done.exit_code == 3
     assert done.stdout == ""
@@ -84,6 +84,6 @@ def test_a_bug_stays_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise ZeroDivisionError(name)
 
-    monkeypatch.setattr("edgekd.cli.recipe.load", fail)
+    monkeypatch.setattr("edgekd.cli.make.recipe.load", fail)
     done = CliRunner().invoke(main, ["distill", "x"])
     assert isinstance(done.exception, ZeroDivisionError)

@@ -1,0 +1,369 @@
+"""A student made ready to train, in our loop or in anybody's.
+
+The order is fixed and each step proves what it did before the next begins: plan (which layers, and
+why not the others), masks (2:4, on float weights), batch norm (warmed up, frozen, folded),
+calibration (of the masked network), quantizers. Model Optimizer would accept some other orders in
+silence and sparsify nothing; here there is no other order to ask for.
+
+`edgekd distill` trains what comes out with its own loop. A loop of one's own does the same with
+four calls::
+
+    prepared = edgekd.prepare(student, teacher, recipe)
+    for step, (inputs, labels) in enumerate(batches):
+        prepared.begin(step)                       # teacher intervention's schedule
+        sum(prepared.loss(inputs, labels).values()).backward()
+        ...
+    artifact = prepared.finish(out)                # proven, ready for edgekd export
+
+What such a loop does is not known here, so the Student it ends in is named by its weights and is
+never answered from cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from edgekd import (
+    artifact,
+    data,
+    io_json,
+    kinds,
+    models,
+    progress,
+    sources,
+    structure,
+    unpack,
+)
+from edgekd.artifact import Artifact, Question, versions
+from edgekd.distill import batchnorm, device, loop, losses, quantize, record, samples, sparsify
+from edgekd.distill.calibrate import calibrate
+from edgekd.distill.intervention import Intervention, chosen_sites, residual_sites
+from edgekd.distill.objective import Objective
+from edgekd.eligible import LayerPlan
+from edgekd.errors import ConfigError, ContractError
+from edgekd.models import Tensors
+from edgekd.recipe import Recipe
+from edgekd.weights import save_weights, state
+
+TOOLS = ("torch", "transformers", "numpy", "safetensors")
+StudentArm = Literal["dense", "sparse"]
+
+
+def prepare(
+    student: nn.Module, teacher: nn.Module, recipe: Recipe, arm: StudentArm = "sparse"
+) -> Prepared:
+    """Make a student of one's own ready for a training loop of one's own.
+
+    Args:
+        student: Built as ``student.model`` (or else ``teacher.model``) of the recipe builds it, with
+            the weights to start from. Changed in place, and left in training mode.
+        teacher: Likewise of ``teacher.model``, trained. Frozen and put into evaluation mode.
+        recipe: Its model, data, sparsity, quantization and loss sections are used; the steps, batch
+            size and learning rate are the loop's.
+        arm: ``sparse`` for 2:4 INT8, ``dense`` for INT8 alone.
+
+    Raises:
+        ConfigError: A network is not the recipe's, or does not take its data.
+        ContractError: A step did not do what it promises (mask, quantizers, calibration).
+    """
+    examples = sources.load(recipe)
+    for network in (student, teacher):
+        unpack.canonical(network)
+    descriptions = {
+        who: _described(network, spec, recipe, who)
+        for who, network, spec in (
+            ("teacher", teacher, recipe.teacher.model),
+            ("student", student, recipe.student.model or recipe.teacher.model),
+        )
+    }
+    teacher.eval().requires_grad_(False)
+    with tempfile.TemporaryDirectory() as keep:
+        prepared = Prepared(
+            recipe, arm, examples, teacher, student, descriptions["student"], Path(keep)
+        )
+    prepared.taught_by = descriptions["teacher"]
+    student.train()
+    return prepared
+
+
+class Prepared:
+    """A student with its masks, quantizers and losses, beside its teacher.
+
+    Attributes:
+        student: Trains on exactly the numbers that ship.
+        teacher: Frozen.
+        io: Names of the inputs and outputs.
+        taught_by: The teacher's description, where the networks came from outside.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        arm: StudentArm,
+        examples: data.Data,
+        teacher: nn.Module,
+        student: nn.Module,
+        description: Mapping[str, Any],
+        keep: Path,
+    ) -> None:
+        """Take the steps before the first training step; see the module.
+
+        Args:
+            recipe: What to compress and how.
+            arm: ``sparse`` or ``dense``.
+            examples: The recipe's data.
+            teacher: Frozen, in evaluation mode.
+            student: Changed in place.
+            description: What `models.build` makes the student from.
+            keep: Where batch norm's warm-up keeps its checkpoint.
+        """
+        self.student, self.teacher, self.io = student, teacher, examples.io
+        self.taught_by: Mapping[str, Any] | None = None
+        self._recipe, self._arm, self._examples = recipe, arm, examples
+        one = models.tensors(_batches(examples, 1)[0], student)
+        models.probe(student, one, examples.io, description["spec"])
+        sparsity = recipe.sparsity if arm == "sparse" else None
+        self.rows = structure.plan(student, one, examples.io, sparsity, recipe.quantization)
+        _anything_planned(recipe, self.rows, arm)
+        self._masks = sparsify.masks(student, self.rows)
+        self._norms = _batchnorm(recipe, examples, student, teacher, self._masks, keep)
+        folded = {"folded": self._norms["folded"]} if self._norms["folded"] else {}
+        self._description = {**description, **folded}
+        calibration = _batches(examples, recipe.quantization.calibration_samples)
+        scales = calibrate(
+            student, self.rows, self._masks, lambda twin: _feed(twin, calibration, examples)
+        )
+        quantize.attach(student, self.rows, self._masks, scales)
+        self.check()
+        self._intervention = _intervention(recipe, student, teacher, one, examples.io)
+        self._objective = Objective(
+            recipe.distill.losses, student, teacher, examples.io, self._intervention
+        )
+
+    def begin(self, step: int) -> None:
+        """Tell which step comes next, for losses that follow a schedule over ``distill.steps``."""
+        if self._intervention is not None:
+            self._intervention.at(step)
+
+    def loss(self, inputs: Tensors, labels: Tensor) -> Tensors:
+        """Weighted loss terms {name: float32[]}; their sum is to be minimised.
+
+        Args:
+            inputs: {name: tensor[batch, ...]} as the networks take them.
+            labels: int64[batch], or what the recipe's task takes.
+        """
+        return self._objective(inputs, labels)
+
+    def check(self) -> None:
+        """Assert that masks and quantizers are what was planned; call it as often as you like.
+
+        Raises:
+            ContractError: They are not.
+        """
+        quantize.verify(self.student, self.teacher, self.rows, self._masks)
+
+    def save(self, scratch: Path, curve: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        """Take every hook off and write what a Student holds.
+
+        Args:
+            scratch: Directory to write into.
+            curve: Rows of ``losses.jsonl``.
+
+        Returns:
+            The Student's results.
+        """
+        self.check()
+        self._objective.remove()
+        record.save(scratch, self.student, self.rows, curve, self._description)
+        results = record.record(
+            scratch, self._recipe, self._examples, self.student, self.teacher, self.rows
+        )
+        return results | {
+            "intervention_sites": self._intervention.sites if self._intervention else [],
+            "batchnorm_folded": len(self._norms["folded"]),
+            "batchnorm_frozen": self._norms["frozen"],
+        }
+
+    def finish(self, out: Path, curve: Sequence[Mapping[str, float]] = ()) -> Artifact:
+        """End a training loop of one's own: the Student, and the Teacher beside it.
+
+        Args:
+            out: Directory of artifacts.
+            curve: Rows for the loss plot, ``{"step": .., <term>: ..}``; default: none.
+
+        Raises:
+            ContractError: A mask or quantizer did not survive the loop.
+        """
+        assert self.taught_by is not None, "finish belongs to prepare; edgekd distill saves itself"
+        self.check()
+        self.student.eval()
+        recipe = self._recipe
+        teacher = self._teacher(out, self.taught_by)
+        config = {
+            "arm": self._arm,
+            "name": recipe.name,
+            "seed": recipe.seed,
+            "student": {"model": recipe.student.model or recipe.teacher.model},
+            "data": recipe.data.model_dump(),
+            "sparsity": recipe.sparsity.model_dump() if self._arm == "sparse" else None,
+            "quantization": recipe.quantization.model_dump(),
+            "distill": recipe.distill.model_dump(),
+            **device.resolved(recipe),
+            "loop": "the user's own",
+        }
+        question = Question(
+            kinds.STUDENT,
+            config=config,
+            parents={"teacher": teacher},
+            sources={"weights": _content(quantize.plain_state(self.student))},
+            tools=versions(*TOOLS, "nvidia-modelopt"),
+        )
+        return artifact.make(out, question, lambda work: self.save(work.scratch, curve))
+
+    def _teacher(self, out: Path, description: Mapping[str, Any]) -> Artifact:
+        """The teacher that was given, as an artifact."""
+        question = Question(
+            kinds.TEACHER,
+            config={
+                "teacher": self._recipe.teacher.model_dump(),
+                "data": self._recipe.data.model_dump(),
+                "name": self._recipe.name,
+                "seed": self._recipe.seed,
+                **device.resolved(self._recipe),
+                "loop": "the user's own",
+            },
+            sources={"weights": _content(state(self.teacher))},
+            tools=versions(*TOOLS),
+        )
+
+        def write(work: artifact.Work) -> dict[str, Any]:
+            chosen = samples.choose(self._examples, self._recipe.data.samples)
+            outputs = models.run(self.teacher, data.inputs_of(chosen), self.io)
+            samples.save(work.scratch / "samples.npz", chosen, teacher=outputs)
+            save_weights(self.teacher, work.scratch / "model.safetensors")
+            text = json.dumps(description, indent=1, sort_keys=True)
+            (work.scratch / "model.json").write_text(text, encoding="utf-8")
+            io_json.save(self.io, self._examples.files, work.scratch)
+            return {
+                "fitted": False,
+                "accuracy": samples.accuracy(outputs, chosen["labels"], self.io),
+                "samples": len(chosen["labels"]),
+                "parameters": sum(p.numel() for p in self.teacher.parameters()),
+            }
+
+        return artifact.make(out, question, write)
+
+
+def _described(network: nn.Module, spec: str, recipe: Recipe, who: str) -> dict[str, Any]:
+    """What a network of the recipe is built from, once it is shown to be that network."""
+    description = models.describe(spec, recipe.base)
+    wanted = {name: tensor.shape for name, tensor in models.build(description).state_dict().items()}
+    found = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if found != wanted:
+        differ = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        shapes = [list(each.get(differ[0], ())) or "absent" for each in (found, wanted)]
+        raise ConfigError(
+            f"prepare: the {who} is not the network that {spec!r} builds: {len(differ)} weights "
+            f"differ, first {differ[0]}: found {shapes[0]}, expected {shapes[1]}: name in the "
+            f"recipe what builds it"
+        )
+    return description
+
+
+def _content(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of named tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        array = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _batchnorm(
+    recipe: Recipe,
+    examples: data.Data,
+    student: nn.Module,
+    teacher: nn.Module,
+    masks: Mapping[str, Tensor],
+    keep: Path,
+) -> dict[str, Any]:
+    """Warm the student's batch norms up, freeze and fold them; what was folded, what stays."""
+    batch = _batches(examples, models.BATCH)[0]
+    one = {name: array[:1] for name, array in batch.items()}
+    found = batchnorm.pairs(student, models.tensors(one, student), examples.io)
+    names = batchnorm.norms(student)
+    if not names:
+        return {"folded": [], "frozen": []}
+    quantize.attach_masks(student, masks)
+    steps = recipe.distill.batchnorm_warmup
+    if steps:
+        objective = Objective(recipe.distill.losses, student, teacher, examples.io)
+        (keep / "batchnorm").mkdir(parents=True, exist_ok=True)
+        loop.train(
+            loop.Run(
+                label="batchnorm warm-up",
+                model=student,
+                loss=objective,
+                split=examples.train,
+                settings=recipe.distill.model_copy(update={"steps": steps}),
+                seed=recipe.seed,
+                keep=keep / "batchnorm",
+            )
+        )
+        objective.remove()
+    quantize.bake_masks(student, masks)
+    batchnorm.freeze(student)
+    batchnorm.fold(student, found, masks, batch, examples.io)
+    frozen = sorted(set(names) - {norm for _, norm in found})
+    left = f"; {len(frozen)} stay, frozen: {', '.join(frozen[:3])}" if frozen else ""
+    progress.say(f"batch norm: {len(found)} of {len(names)} folded after {steps} steps{left}")
+    return {"folded": [list(pair) for pair in found], "frozen": frozen}
+
+
+def _intervention(
+    recipe: Recipe, student: nn.Module, teacher: nn.Module, one: models.Tensors, io: data.IO
+) -> Intervention | None:
+    settings = recipe.distill.intervention
+    if settings is None:
+        return None
+    mine, theirs = (chosen_sites(residual_sites(net, one, io)) for net in (student, teacher))
+    sites = losses.paired(mine, theirs)
+    return Intervention(settings, recipe.distill.steps, student, teacher, sites)
+
+
+def _batches(examples: data.Data, count: int) -> list[data.Arrays]:
+    """Inputs of `count` training examples spread evenly over the split, in batches."""
+    rows = samples.spread(len(examples.train), count)
+    return [
+        examples.train.take(rows[start : start + models.BATCH])[0]
+        for start in range(0, len(rows), models.BATCH)
+    ]
+
+
+def _feed(model: nn.Module, batches: Sequence[data.Arrays], examples: data.Data) -> None:
+    for batch in batches:
+        models.run(model, batch, examples.io)
+
+
+def _anything_planned(recipe: Recipe, rows: Sequence[LayerPlan], arm: StudentArm) -> None:
+    if not rows:
+        raise ContractError(f"recipe {recipe.name}: the student has no Linear or Conv2d layer")
+    if any(row.int8 or row.sparse for row in rows):
+        return
+    # The first layer is often the odd one (three channels); the largest tells what to change.
+    largest = max(rows, key=lambda row: row.macs)
+    advice = "widen quantization.include or choose another student"
+    if arm == "dense" and "quantization.convolutions" in largest.int8_reason:
+        advice = "leave 'dense' out of the recipe's arms, or set quantization.convolutions = true"
+    raise ContractError(
+        f"recipe {recipe.name}: no layer of the {arm} student can be INT8"
+        f"{' or 2:4' if arm == 'sparse' else ''}; {largest.layer}: {largest.int8_reason}; {advice}"
+    )

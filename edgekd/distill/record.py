@@ -1,0 +1,79 @@
+"""What a Student holds, written: weights, quantizers, plan, curve, and both networks' answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from edgekd import data, eligible, io_json, metric, models, progress
+from edgekd.distill import quantize, samples
+from edgekd.eligible import LayerPlan
+from edgekd.recipe import Recipe
+
+
+def save(
+    scratch: Path,
+    student: nn.Module,
+    rows: Sequence[LayerPlan],
+    curve: Sequence[Mapping[str, float]],
+    description: Mapping[str, Any],
+) -> None:
+    """Float weights (masked), quantizers, plan and curve, under the plain network's names."""
+    quantizers = {}
+    weights = quantize.plain_state(student)
+    for row in rows:
+        module = student.get_submodule(row.layer) if row.int8 or row.sparse else None
+        mask = None if module is None else quantize.mask_of(module)
+        if mask is not None:
+            quantizers[f"{row.layer}.mask"] = mask
+        if module is not None and row.int8:
+            latent = weights[f"{row.layer}.weight"]
+            quantizers[f"{row.layer}.weight_scale"] = quantize.weight_scale(latent).flatten()
+            quantizers[f"{row.layer}.input_scale"] = quantize.input_scale(module)
+    save_file(weights, scratch / "model.safetensors")
+    save_file(quantizers, scratch / "quantizers.safetensors")
+    plan = [row.as_json() for row in rows]
+    (scratch / "layers.json").write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(description, indent=1, sort_keys=True) + "\n"
+    (scratch / "model.json").write_text(text, encoding="utf-8")
+    lines = "".join(json.dumps(row) + "\n" for row in curve)
+    (scratch / "losses.jsonl").write_text(lines, encoding="utf-8")
+
+
+def record(
+    scratch: Path,
+    recipe: Recipe,
+    examples: data.Data,
+    student: nn.Module,
+    teacher: nn.Module,
+    rows: Sequence[LayerPlan],
+) -> dict[str, Any]:
+    """Answers of both networks on the samples that travel, and the manifest's results."""
+    chosen = samples.choose(examples, recipe.data.samples)
+    inputs, io = data.inputs_of(chosen), examples.io
+    ours, theirs = models.run(student, inputs, io), models.run(teacher, inputs, io)
+    samples.save(scratch / "samples.npz", chosen, teacher=theirs, student=ours)
+    io_json.save(io, examples.files, scratch)
+    results = {
+        "accuracy": samples.accuracy(ours, chosen["labels"], io),
+        "teacher_accuracy": samples.accuracy(theirs, chosen["labels"], io),
+        "samples": len(chosen["labels"]),
+        "parameters": sum(row.n * row.k for row in rows if not row.tied_to),
+        "layers": len(rows),
+        "layers_int8": sum(row.int8 for row in rows),
+        "layers_sparse": sum(row.sparse for row in rows),
+        "macs_share_int8": eligible.share_of_macs(rows, "int8"),
+        "macs_share_sparse": eligible.share_of_macs(rows, "sparse"),
+    }
+    progress.say(
+        f"student: accuracy {metric.told(results['accuracy'], io)} (teacher "
+        f"{metric.told(results['teacher_accuracy'], io)}) on {results['samples']} samples; "
+        f"{results['layers_int8']} of {results['layers']} layers INT8, "
+        f"{results['layers_sparse']} 2:4"
+    )
+    return results
