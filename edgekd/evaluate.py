@@ -41,11 +41,11 @@ from edgekd.data import IO, Arrays, inputs_of, python_module, recorded
 from edgekd.errors import ArtifactError, MeasurementError
 from edgekd.origin import source_hash, versions
 
-SOURCES = ("edgekd.evaluate", "edgekd.runner", "edgekd.engine", "edgekd.data")
 Z = 1.959963984540054  # 97.5% quantile of the standard normal
 RESAMPLES = 2000
 SEED = 0
-SOURCES = ("edgekd.evaluate", "edgekd.metric", "edgekd.runner", "edgekd.engine")
+SOURCES = ("edgekd.evaluate", "edgekd.metric", "edgekd.runner", "edgekd.engine", "edgekd.data",
+           "edgekd.io_json")  # fmt: skip
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]

@@ -46,6 +46,8 @@ SOURCES = (
     "edgekd.runner",
     "edgekd.engine",
     "edgekd.data",
+    "edgekd.io_json",
+    "edgekd.metric",
 )
 EXIT_CODES: Mapping[Outcome, int] = {"pass": 0, "regress": 1, "inconclusive": 4}
 ITSELF = "the candidate is the baseline's own engine (same id): this compares an engine with itself"

@@ -34,7 +34,7 @@ from edgekd.errors import ArtifactError, ConfigError, EdgekdError, UnsupportedEr
 from edgekd.origin import source_hash, versions
 from edgekd.target import Target
 
-SOURCES = ("edgekd.bench", "edgekd.runner", "edgekd.engine", "edgekd.data")
+SOURCES = ("edgekd.bench", "edgekd.runner", "edgekd.engine", "edgekd.data", "edgekd.io_json")
 
 
 def bench(

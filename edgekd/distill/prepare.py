@@ -62,7 +62,7 @@ def prepare(
     """Make a student of one's own ready for a training loop of one's own.
 
     Args:
-        student: Built as ``student.model`` (or else ``teacher.model``) of the recipe builds it, with
+        student: As ``student.model`` (or else ``teacher.model``) of the recipe builds it, with
             the weights to start from. Changed in place, and left in training mode.
         teacher: Likewise of ``teacher.model``, trained. Frozen and put into evaluation mode.
         recipe: Its model, data, sparsity, quantization and loss sections are used; the steps, batch

@@ -33,7 +33,8 @@ from edgekd.progress import say
 from edgekd.recipe import Export, Recipe
 from edgekd.target import Target
 
-SOURCES = ("edgekd.engine", "edgekd.qdq", "edgekd.quant", "edgekd.sparse24", "edgekd.data")
+SOURCES = ("edgekd.engine", "edgekd.qdq", "edgekd.quant", "edgekd.sparse24", "edgekd.data",
+           "edgekd.io_json")  # fmt: skip
 # What tensorrt-rtx 1.7 can build for; a test holds this against the module itself.
 RTX_COMPUTE_CAPABILITIES = ([7, 5], [8, 0], [8, 6], [8, 9], [12, 0], [12, 1])
 EXTERNAL = "ort.onnx.data"  # weights of a graph too large for one file

@@ -22,6 +22,7 @@ NO_INFLUENCE: Mapping[str, str] = {
     "edgekd.origin": "makes these very hashes",
     "edgekd.kinds": "names, schemas and files, which are in the question and checked at the end",
     "edgekd.recipe": "reads a file into values, which are in the question",
+    "edgekd.sections": "the same; its defaults are written into the question",
     "edgekd.target": "reads a file into values, which are in the question",
     "edgekd.bench.scenario": "reads a file into values, which are in the question",
 }
@@ -33,11 +34,15 @@ MODULES = {
 
 
 def named_sources(path: Path) -> set[str]:
-    """What a stage's file gives to `source_hash`: names in the call, or in its SOURCES."""
+    """What a stage's file gives to `source_hash`: names in the call, or in tables of SOURCES."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         call = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "source_hash"
-        table = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "SOURCES"
+        table = isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "").endswith(
+            "SOURCES"
+        )
+        if isinstance(node, ast.ImportFrom) and any(n.name.endswith("SOURCES") for n in node.names):
+            found |= named_sources(MODULES[str(node.module)])
         if call or table:
             texts = (part.value for part in ast.walk(node) if isinstance(part, ast.Constant))
             found |= {text for text in texts if isinstance(text, str) and text[:6] == "edgekd"}

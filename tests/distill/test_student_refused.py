@@ -13,7 +13,7 @@ from torch import Tensor
 
 from edgekd import eligible
 from edgekd.artifact import Artifact
-from edgekd.distill import loop, quantize, student
+from edgekd.distill import loop, quantize, sparsify
 from edgekd.distill.objective import Objective
 from edgekd.distill.student import distill
 from edgekd.errors import ConfigError, ContractError, EdgekdError, UnsupportedError
@@ -36,7 +36,7 @@ def test_a_layer_the_library_skips_although_planned(
 
 
 def test_quantizers_before_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = student.sparsify.masks
+    real = sparsify.masks
 
     def late(model: Any, rows: Any) -> Any:
         scales = {row.layer: torch.tensor(1.0) for row in rows if row.int8}
@@ -45,7 +45,7 @@ def test_quantizers_before_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         quantize.attach(model, dense, {}, scales)
         return real(model, rows)
 
-    monkeypatch.setattr(student.sparsify, "masks", late)
+    monkeypatch.setattr(sparsify, "masks", late)
     found = refused(tiny(tmp_path), tmp_path / "out", ContractError)
     assert "sparsify: the network is already quantized (5 quantizers" in found
 
