@@ -10,12 +10,18 @@ do. The CLI prints it and exits with 3; a traceback from edgekd therefore always
       UnsupportedError   the target cannot run this
       ToolchainError     a tool is absent, too old, or failed
       MeasurementError   the measurement is not valid evidence
+
+What several sentences end with is here too: the names that exist, the command that installs.
 """
 
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]  # of a checkout, or where packages are installed
 
 
 class EdgekdError(Exception):
@@ -54,9 +60,33 @@ def names_that_exist(wrong: str, names: Iterable[str]) -> str:
         names: Every name that would have been accepted.
 
     Returns:
-        For example ``did you mean "steps"? There are: batch_size, steps``.
+        For example ``Did you mean "steps"? There are: batch_size, steps``.
     """
     known = sorted(names)
     near = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
-    hint = f'did you mean "{near[0]}"? ' if near else ""
+    hint = f'Did you mean "{near[0]}"? ' if near else ""
     return f"{hint}There are: {', '.join(known) if known else 'none'}"
+
+
+def checkout() -> bool:
+    """Whether this edgekd runs from its own source tree, which has a Makefile and constraints."""
+    project = ROOT / "pyproject.toml"
+    return project.is_file() and 'name = "edgekd"' in project.read_text(encoding="utf-8")
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra of this edgekd.
+
+    It works where edgekd came from: a checkout installs itself with the pinned versions, and an
+    installed wheel asks for its own version, which pip need not find anywhere again.
+
+    Args:
+        extra: A name of ``[project.optional-dependencies]``, for example ``train``.
+
+    Returns:
+        For example ``pip install -c constraints.txt -e '.[train]'``.
+    """
+    if not checkout():
+        return f"pip install 'edgekd[{extra}]'"
+    command = f"pip install -c constraints.txt -e '.[{extra}]'"
+    return command if Path.cwd() == ROOT else f"cd {shlex.quote(str(ROOT))} && {command}"

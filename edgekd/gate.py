@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekd import artifact, evaluate, kinds, runner
+from edgekd import artifact, evaluate, kinds, progress, runner
 from edgekd import baseline as baselines
 from edgekd.artifact import Artifact, Question, Work
 from edgekd.baseline import Baseline
@@ -27,7 +27,7 @@ from edgekd.data import IO, inputs_of
 from edgekd.errors import ConfigError
 from edgekd.judge import (
     Check,
-    Outcome,
+    Overall,
     check_accuracy,
     check_latency,
     check_ratio,
@@ -49,7 +49,7 @@ SOURCES = (
     "edgekd.io_json",
     "edgekd.metric",
 )
-EXIT_CODES: Mapping[Outcome, int] = {"pass": 0, "regress": 1, "inconclusive": 4}
+EXIT_CODES: Mapping[Overall, int] = {"pass": 0, "accepted": 0, "regress": 1, "inconclusive": 4}
 ITSELF = "the candidate is the baseline's own engine (same id): this compares an engine with itself"
 REPETITIONS_MIN = 12  # fewer give a ratio no 95% interval, see `edgekd.bench.stats.ratio`
 
@@ -104,7 +104,8 @@ def gate(
 
     Returns:
         A Verdict: ``verdict.json`` with ``overall``, ``checks`` (see `edgekd.judge.Check`) and the
-        ids of all ``evidence``; `EXIT_CODES` has the exit code of ``overall``.
+        ids of all ``evidence``; `EXIT_CODES` has the exit code of ``overall``, which is
+        ``accepted`` where a first baseline was written and nothing judged.
 
     Raises:
         ConfigError: Nothing to check, or a baseline of another target, scenario or protocol.
@@ -133,6 +134,7 @@ def gate(
             accuracy=evidence.accuracy,
             latency=evidence.latency,
         )
+        progress.say(f"baseline written to {baseline}: engine {engine.id[:12]}")
     return made
 
 

@@ -27,6 +27,7 @@ from edgekd.bench import device_state
 from edgekd.errors import MeasurementError
 
 Outcome = Literal["pass", "regress", "inconclusive"]
+Overall = Literal["pass", "regress", "inconclusive", "accepted"]
 
 _MORE_SAMPLES = "evaluate on more samples"
 _MORE_QUERIES = "more queries a repetition or a quieter machine narrow it"
@@ -69,9 +70,14 @@ def judge(low: float, high: float | None, limit: float) -> Outcome:
     return "pass" if high is not None and high <= limit else "inconclusive"
 
 
-def overall(checks: Sequence[Check]) -> Outcome:
-    """The verdict of all checks: the worst, inconclusive being better than regress alone."""
+def overall(checks: Sequence[Check]) -> Overall:
+    """The verdict of all checks: the worst, inconclusive being better than regress alone.
+
+    Without a check nothing was judged, so it is no pass: a first baseline is *accepted*.
+    """
     found = {check.verdict for check in checks}
+    if not found:
+        return "accepted"
     if "regress" in found:
         return "regress"
     return "inconclusive" if "inconclusive" in found else "pass"

@@ -2,6 +2,10 @@
 
 stdout belongs to results (a path, or JSON), so everything here goes to stderr. rich draws it where
 it is installed; a device may have neither rich nor a terminal, then plain lines do.
+
+One thing is drawn at a time, on one line: a bar inside a stage, or a stage inside another, takes
+the line of the outer spinner, which goes on when the inner one has ended. Two that draw would erase
+each other, and a spinner's thread beside a measurement would be a part of what is measured.
 """
 
 from __future__ import annotations
@@ -11,6 +15,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+# Spinners of the stages at work, the outermost first; only the last may be turning.
+_spinners: list[Any] = []
 
 
 def say(message: str) -> None:
@@ -59,7 +66,8 @@ def bar(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
         TimeRemainingColumn(),
     )
     # No refresh thread: it would compete with what is measured or trained.
-    with Progress(*columns, console=console, transient=True, auto_refresh=False) as progress:
+    drawn = Progress(*columns, console=console, transient=True, auto_refresh=False)
+    with _line_of_its_own(), drawn as progress:
         task = progress.add_task(label, total=total, note="")
         shown = 0.0
 
@@ -75,6 +83,8 @@ def bar(label: str, total: int) -> Iterator[Callable[[int, str], None]]:
 
 def _terminal() -> Any:
     """The console on stderr, None without rich or where stderr is not a terminal."""
+    if _spinners:
+        return _spinners[-1].console
     try:
         from rich.console import Console
     except ImportError:
@@ -83,9 +93,34 @@ def _terminal() -> Any:
     return console if console.is_terminal else None
 
 
-def _spinner(name: str) -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def _spinner(name: str) -> Iterator[None]:
+    """Turns beside the name, on a terminal."""
     console = _terminal()
-    return contextlib.nullcontext() if console is None else console.status(name)
+    if console is None:
+        yield
+        return
+    with _line_of_its_own():
+        _spinners.append(console.status(name))
+        try:
+            with _spinners[-1]:
+                yield
+        finally:
+            _spinners.pop()
+
+
+@contextlib.contextmanager
+def _line_of_its_own() -> Iterator[None]:
+    """Stop the spinner that turns, its thread too, and let it go on afterwards."""
+    outer = _spinners[-1] if _spinners else None
+    if outer is None:
+        yield
+        return
+    outer.stop()
+    try:
+        yield
+    finally:
+        outer.start()
 
 
 def _plain(label: str, total: int) -> Callable[[int, str], None]:

@@ -58,6 +58,10 @@ def test_the_worst_check_is_the_verdict() -> None:
     assert overall(checks("inconclusive", "regress", "pass")) == "regress"
 
 
+def test_where_nothing_was_judged_nothing_passed() -> None:
+    assert overall([]) == "accepted"
+
+
 def test_accuracy_is_told_in_points_lost() -> None:
     row = {"difference": -0.01, "difference_interval": (-0.02, 0.005)}
     found = check_accuracy("accuracy_to_teacher", row, 400, 1.5)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekd.artifact import Artifact
-from edgekd.report.collection import Collection, anchor, arm_name
+from edgekd.report.collection import Collection, anchor
 from edgekd.report.words import NOT_MEASURED, count, percent, points, significant, value
 
 MARGIN = 3.0  # percent of the axis kept free at both ends, so that a dot is not cut
@@ -128,7 +128,7 @@ def _row(run: Collection, group: Group, place: Callable[[float], float]) -> Row:
         return f"{start} to {end}" if start != end else ""
 
     return Row(
-        who="Teacher" if row["who"] == "teacher" else arm_name(run.arm(report)),
+        who="Teacher" if row["who"] == "teacher" else run.name(report),
         how=_how(run, group),
         correct=f"{count(row['correct'])} of {count(report.results['count'])}"
         if row["correct"] is not None

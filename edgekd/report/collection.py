@@ -6,7 +6,7 @@ the chain and never that of the arguments, so the same artifacts make the same p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -41,6 +41,7 @@ class Collection:
             artifacts: Any of a run's, in any order.
         """
         self._by_id = {found.id: found for found in artifacts}
+        self._read: dict[str, Manifest | None] = {}  # of what was not given
         self.artifacts = sorted(self._by_id.values(), key=self._order)
 
     def of(self, kind: str) -> list[Artifact]:
@@ -55,14 +56,9 @@ class Collection:
         """The manifest of that id, of these or of what lies beside one of these; None elsewhere."""
         if found := self.find(artifact_id):
             return found.manifest
-        for path in sorted(beside.path.parent.iterdir()) if artifact_id else []:
-            try:
-                manifest = read_manifest(path)
-            except ArtifactError:  # somebody else's directory
-                continue
-            if manifest.id == artifact_id:
-                return manifest
-        return None
+        if artifact_id not in self._read:
+            self._read[artifact_id] = _read_beside(artifact_id, beside) if artifact_id else None
+        return self._read[artifact_id]
 
     @property
     def title(self) -> str:
@@ -74,6 +70,11 @@ class Collection:
     def models(self) -> list[Artifact]:
         """OnnxModels, the most compressed arm first: it is the one the page is about."""
         return self.of("OnnxModel")
+
+    @property
+    def compressed(self) -> list[Artifact]:
+        """OnnxModels of students; not all have INT8 layers."""
+        return [model for model in self.models if self.arm(model) != "fp16"]
 
     @property
     def quantized(self) -> list[Artifact]:
@@ -114,6 +115,18 @@ class Collection:
             return "" if source is None else str(source.config.get("arm", "fp16"))
         return str(found.config.get("arm", ""))
 
+    def name(self, found: Artifact) -> str:
+        """What an artifact's arm is, in words; empty where it belongs to none or to all."""
+        return self.name_of(found.id, self.arm(found), found)
+
+    def name_of(self, artifact_id: str, arm: str, beside: Artifact) -> str:
+        """The same by id: what was planned is told by the graph or the student it was made of."""
+        manifest = self.manifest(artifact_id, beside) if arm == "sparse" else None
+        while manifest and "layers_int8" not in manifest.results:
+            up = (manifest.parents.get(role, "") for role in ("engine", "model", "source"))
+            manifest = self.manifest(next(filter(None, up), ""), beside)
+        return arm_name(arm, manifest.results if manifest else {})
+
     def plan(self, model: Artifact) -> list[LayerPlan]:
         """Rows of ``layers.json`` of a Student or an OnnxModel."""
         return [LayerPlan(**row) for row in model.read_json("layers.json")]
@@ -148,9 +161,29 @@ class Collection:
         )
 
 
-def arm_name(arm: str) -> str:
-    """``2:4 INT8`` for ``sparse``: what an arm is, in words."""
+def arm_name(arm: str, planned: Mapping[str, Any]) -> str:
+    """What an arm is, in words: ``2:4 INT8`` for ``sparse``, unless its plan is something else.
+
+    Args:
+        arm: Its name in a recipe.
+        planned: Results of its Student or OnnxModel; empty where they are not known.
+    """
+    if arm == "sparse" and not planned.get("layers_int8", 1):
+        return "2:4 float"  # float16 in trt.onnx, float32 in ort.onnx
+    if arm == "sparse" and not planned.get("layers_sparse", 1):
+        return "INT8 without 2:4"
     return ARM_NAMES.get(arm, arm)
+
+
+def _read_beside(artifact_id: str, beside: Artifact) -> Manifest | None:
+    for path in sorted(beside.path.parent.iterdir()):
+        try:
+            manifest = read_manifest(path)
+        except ArtifactError:  # somebody else's directory
+            continue
+        if manifest.id == artifact_id:
+            return manifest
+    return None
 
 
 def spoken(name: str) -> str:

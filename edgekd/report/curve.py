@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from edgekd.artifact import Artifact
 from edgekd.report import plot
-from edgekd.report.collection import Collection, arm_name
+from edgekd.report.collection import Collection
 from edgekd.report.plot import Plot
 from edgekd.report.words import count, decade, listed, significant
 
@@ -35,7 +35,7 @@ def plots(run: Collection) -> list[Plot]:
         if "losses.jsonl" not in trained.manifest.files:
             continue
         arm = run.arm(trained)
-        name = arm_name(arm) or "teacher"
+        name = run.name(trained) or "teacher"
         for term, losses in _terms(trained).items():
             lines = found.setdefault((trained.kind, term), {})
             # Two of one arm: tell them apart by what their directory is called.

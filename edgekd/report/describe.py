@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgekd.artifact import Artifact
-from edgekd.report.words import duration, percent, size, value, when
+from edgekd.report.words import UNJUDGED, duration, percent, size, value, when
 
 _INDENT = "  "
 
@@ -60,6 +60,8 @@ def _details(found: Artifact) -> list[str]:
     if found.kind == "Engine":
         rows = found.read_json("layers.json")["ran"]
         return _section("ran", _ran(rows)) if rows else []
+    if found.kind == "Verdict":
+        return [] if found.results["checks"] else _section("gate", [_INDENT + UNJUDGED])
     if found.kind == "Bundle":
         return _section(
             "commands", [_INDENT + c for c in found.read_json("bundle.json")["commands"]]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from edgekd.artifact import Artifact
 from edgekd.eligible import LayerPlan
-from edgekd.report.collection import Collection, anchor, arm_name
+from edgekd.report.collection import Collection, anchor
 from edgekd.report.words import NOT_MEASURED, count, percent, plural, points, short, significant
 
 State = Literal["proven", "evidence", "not measured", "failed"]
@@ -131,6 +131,10 @@ def _parity_text(found: dict[str, Any]) -> str:
 
 def int8(run: Collection) -> Iterable[Finding]:
     """Whether the layer tables show every planned layer as an INT8 multiplication."""
+    if run.compressed and not run.quantized:
+        on = tuple(place(run, model) for model in run.compressed)
+        yield unseen("no layer is planned in INT8; the layer table gives each reason", on)
+        return
     engines = [engine for engine in run.tables if engine.results["planned_int8"]]
     for engine in engines:
         done, planned = engine.results["int8"], engine.results["planned_int8"]
@@ -144,7 +148,11 @@ def int8(run: Collection) -> Iterable[Finding]:
 
 def attention(run: Collection) -> Iterable[Finding]:
     """Whether the layer tables show one kernel for each attention block."""
-    engines = [engine for engine in run.tables if engine.results["planned_int8"]]
+    if run.compressed and not any(m.results["attention_blocks"] for m in run.compressed):
+        for model in run.compressed:
+            yield unseen(_no_block(model.results.get("loose_products")), (place(run, model),))
+        return
+    engines = [engine for engine in run.tables if run.arm(engine) != "fp16"]
     for engine in engines:
         fused, blocks = engine.results["fused_attention"], engine.results["attention_blocks"]
         on = (place(run, engine, "model.plan"),)
@@ -191,7 +199,8 @@ def _elsewhere(run: Collection, engines: list[Artifact]) -> Iterable[Finding]:
         blind = [engine for engine in run.of("Engine") if run.arm(engine) != "fp16"]
         where = tuple(place(run, engine) for engine in blind)
         yield unseen(
-            "ONNX Runtime shows no layer table" if blind else "no INT8 engine was built", where
+            "ONNX Runtime shows no layer table" if blind else "no engine of a student was built",
+            where,
         )
 
 
@@ -221,7 +230,7 @@ def accuracy(run: Collection) -> Iterable[Finding]:
         row = next(row for row in report.results["rows"] if row["who"] == "model")
         model = report.results["model"]
         ran = run.find(model["id"])
-        name = f"{arm_name(model['arm'])}: {run.ran(report)}"
+        name = f"{run.name(report)}: {run.ran(report)}"
         on = Where(name, anchor(ran.id) if ran else "")
         reason = report.results["not_measured"]
         yield unseen(reason, (on,)) if reason else _kept(report, row, on)
@@ -278,7 +287,7 @@ def _graphs(run: Collection, model: Artifact) -> tuple[Where, ...]:
 
 def place(run: Collection, found: Artifact, file: str = "") -> Where:
     """An artifact in words, such as ``2:4 INT8: ort.onnx``, with its place on the page."""
-    parts = [arm_name(run.arm(found))] if run.arm(found) else []
+    parts = [run.name(found)] if run.arm(found) else []
     parts += [file] if file else []
     text = ": ".join(parts)
     if "target" in found.config:

@@ -6,11 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgekd.artifact import Artifact
-from edgekd.report.collection import Collection, anchor, arm_name
+from edgekd.report.collection import Collection, anchor
 from edgekd.report.findings import State
-from edgekd.report.words import MINUS
+from edgekd.report.words import MINUS, UNJUDGED
 
-STATES: dict[str, State] = {"pass": "proven", "regress": "failed", "inconclusive": "evidence"}
+STATES: dict[str, State] = {
+    "pass": "proven",
+    "regress": "failed",
+    "inconclusive": "evidence",
+    "accepted": "not measured",
+}
+WORST_FIRST = ("regress", "inconclusive", "pass", "accepted")
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,12 @@ class Gate:
     overall: str
     checks: tuple[Check, ...]
 
+    @property
+    def decisive(self) -> str:
+        """Sentences of the checks that made the outcome what it is."""
+        told = [check.sentence for check in self.checks if check.verdict == self.overall]
+        return "; ".join(told) or UNJUDGED
+
 
 def gates(run: Collection) -> list[Gate]:
     """Every Verdict among the artifacts."""
@@ -43,11 +55,10 @@ def gates(run: Collection) -> list[Gate]:
 def _gate(run: Collection, verdict: Artifact) -> Gate:
     document = verdict.read_json("verdict.json")
     engine = run.manifest(verdict.manifest.parents.get("engine", ""), verdict)
-    parts = [arm_name(str(engine.config.get("arm", "")))] if engine else []
+    parts = [run.name_of(engine.id, str(engine.config.get("arm", "")), verdict)] if engine else []
     parts += [str(document[key]) for key in ("scenario", "target") if key in document]
-    overall = document.get("overall", document.get("verdict", "inconclusive"))
     checks = tuple(_check(check) for check in document["checks"])
-    return Gate(anchor(verdict.id), ", ".join(parts), str(overall), checks)
+    return Gate(anchor(verdict.id), ", ".join(parts), str(document["overall"]), checks)
 
 
 def _check(check: dict[str, Any]) -> Check:

@@ -13,7 +13,7 @@ from typing import Any
 from edgekd.bench.stats import queries_needed
 from edgekd.bench.summary import NOT_ACCURACY, PERCENTILES
 from edgekd.report import words
-from edgekd.report.collection import Collection, anchor, arm_name
+from edgekd.report.collection import Collection, anchor
 from edgekd.report.ecdf import ecdf
 from edgekd.report.plot import Plot
 from edgekd.report.timing import Graph, Timing, own_timings, ratio_interval, timings
@@ -237,6 +237,8 @@ def _facts(timing: Timing) -> tuple[tuple[str, str], ...]:
     share = max(row["harness_share"] for row in timing.engines)
     answers = dict.fromkeys(row["answers"] for row in timing.engines)
     resumed = document["resumed_before_rounds"]
+    each = zip(timing.arms, timing.engines, strict=True)
+    engines = [f"{arm} {short(row['id'])}" for arm, row in each]
     return (
         ("Device", words.value(document["where"])),
         ("Asked", document["inputs"]),
@@ -249,5 +251,5 @@ def _facts(timing: Timing) -> tuple[tuple[str, str], ...]:
         ("Time stolen by other machines", steal if isinstance(steal, str) else percent(steal, 2)),
         ("Interrupted", f"before {plural(len(resumed), 'round')}" if resumed else "no"),
         ("Protocol", document["protocol"]),
-        ("Engines", listed([f"{arm_name(e['arm'])} {short(e['id'])}" for e in timing.engines])),
+        ("Engines", listed(engines)),
     )

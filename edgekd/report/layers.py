@@ -12,7 +12,7 @@ from typing import Any
 
 from edgekd.artifact import Artifact
 from edgekd.eligible import LayerPlan, share_of_macs
-from edgekd.report.collection import Collection, anchor, arm_name
+from edgekd.report.collection import Collection, anchor
 from edgekd.report.words import macs, percent, size
 
 # Bytes of one weight. 2:4 keeps two of four values, each with two bits that say which (NVIDIA's
@@ -46,13 +46,13 @@ class LayerTable:
 
 
 def layer_tables(run: Collection) -> list[LayerTable]:
-    """One table for each INT8 graph and each different way an engine ran it.
+    """One table for each student's graph and each different way an engine ran it.
 
-    Graphs in float come last and only where there is no other: they plan nothing. A Student stands
-    in for a graph that was not exported.
+    The teacher's graph has one only where there is no other: it plans nothing. A Student stands in
+    for a graph that was not exported.
     """
     exported = {run.arm(model) for model in run.models}
-    holders = run.quantized or run.models
+    holders = run.compressed or run.models
     holders = holders + [found for found in run.of("Student") if run.arm(found) not in exported]
     tables = []
     for holder in holders:
@@ -73,7 +73,7 @@ def _layer_table(run: Collection, holder: Artifact, engines: list[Artifact]) -> 
     by_layer = {row["layer"]: row for row in ran}
     together = Counter(row["engine_layer"] for row in ran)
     return LayerTable(
-        title=arm_name(run.arm(holder)),
+        title=run.name(holder),
         engines=tuple(
             (f"{e.results['runtime']} {e.config['version']} for {run.target(e)}", anchor(e.id))
             for e in engines
@@ -133,7 +133,7 @@ def shares(run: Collection) -> list[Share]:
 
         found.append(
             Share(
-                arm=arm_name(run.arm(holder)),
+                arm=run.name(holder),
                 both=part(True, True),
                 int8=part(True, False),
                 sparse=part(False, True),
@@ -169,7 +169,7 @@ def sizes(run: Collection) -> list[SizeRow]:
         plain, weights = float32_bytes(plan), weight_bytes(plan)
         rows.append(
             SizeRow(
-                arm=arm_name(run.arm(model)),
+                arm=run.name(model),
                 files=tuple(dict.fromkeys(files)),
                 weights=size(weights),
                 weights_ratio=f"{weights / plain:.0%}",

@@ -20,6 +20,7 @@ from edgekd.errors import ArtifactError
 from edgekd.report import claims, curve, gate, latency, layers, summary, tables
 from edgekd.report.accuracy import accuracy
 from edgekd.report.collection import Collection
+from edgekd.report.words import NO_DIFFERENCE, NOT_MEASURED
 
 
 def report(artifacts: Sequence[Artifact], path: Path) -> Path:
@@ -68,6 +69,7 @@ def _facts(run: Collection) -> dict[str, Any]:
         "headline": summary.headline(run, found),
         "verdict": summary.verdict(run, found),
         "glance": summary.glance(run),
+        "in_words": (NOT_MEASURED, NO_DIFFERENCE),
         "claims": found,
         "tally": Counter(finding.state for claim in found for finding in claim.findings),
         "accuracy": accuracy(run),

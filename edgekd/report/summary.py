@@ -6,15 +6,15 @@ as plainly as what was proven, and a slower 2:4 is a result and not a defect.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from edgekd.artifact import Artifact
 from edgekd.eligible import share_of_macs
 from edgekd.report import measured, timing
 from edgekd.report.claims import Claim
-from edgekd.report.collection import Collection, arm_name, spoken
+from edgekd.report.collection import Collection, spoken
 from edgekd.report.findings import State
-from edgekd.report.gate import STATES, gates
+from edgekd.report.gate import STATES, WORST_FIRST, gates
 from edgekd.report.layers import float32_bytes, weight_bytes
 from edgekd.report.words import (
     NOT_MEASURED,
@@ -27,6 +27,9 @@ from edgekd.report.words import (
     rate,
     time,
 )
+
+
+_FORMS: dict[str, Literal["int8", "sparse"]] = {"INT8": "int8", "2:4": "sparse"}
 
 
 class Sentence(NamedTuple):
@@ -61,7 +64,7 @@ def headline(run: Collection, found: list[Claim]) -> Sentence:
     if unseen:
         stands.append(f"{unseen} not measured")
     overall = [gate.overall for gate in gates(run)]
-    worst = next((each for each in ("regress", "inconclusive", "pass") if each in overall), "")
+    worst = next((each for each in WORST_FIRST if each in overall), "")
     gated = f"Gate: {worst}." if worst else ""
     if unseen == len(found):
         return Sentence(STATES.get(worst, ""), gated, "" if gated else "Nothing is shown yet.")
@@ -82,8 +85,8 @@ def verdict(run: Collection, found: list[Claim]) -> list[Sentence]:
         text = f"{listed([f'that {phrase}' for phrase in failed])}. Look there first."
         sentences.append(Sentence("failed", "Failed", text))
     for gate in gates(run):
-        text = "; ".join(c.sentence for c in gate.checks if c.verdict == gate.overall)
-        sentences.append(Sentence(STATES[gate.overall], f"Gate: {gate.overall}", f"{text}."))
+        state, text = STATES[gate.overall], f"{gate.decisive}."
+        sentences.append(Sentence(state, f"Gate: {gate.overall}", text))
     sentences.append(Sentence("", "Made", _made(run)))
     if proven := [claim.phrase for claim in found if claim.states == {"proven"}]:
         sentences.append(Sentence("proven", "Proven", f"{listed(proven)}."))
@@ -121,19 +124,17 @@ def glance(run: Collection) -> list[Number]:
     if not run.models:
         return []
     main = run.models[0]
-    arm, plan = arm_name(run.arm(main)), run.plan(main)
+    arm, plan = run.name(main), run.plan(main)
     smaller = weight_bytes(plan) / float32_bytes(plan)
+    shares = {what: percent(share_of_macs(plan, key), 2) for what, key in _FORMS.items()}
+    first, second = sorted(_FORMS, key=lambda what: shares[what] == "0%")  # a student may have none
     numbers = [
-        Number(
-            "Planned in INT8",
-            percent(share_of_macs(plan, "int8"), 2),
-            f"of MACs, {percent(share_of_macs(plan, 'sparse'), 2)} in 2:4",
-        ),
+        Number(f"Planned in {first}", shares[first], f"of MACs, {shares[second]} in {second}"),
         Number("Weights", f"{smaller:.0%}", f"of float32, computed, {arm}"),
     ]
     if reports := run.of("AccuracyReport"):
         row = next(row for row in reports[0].results["rows"] if row["who"] == "model")
-        on = f"{plural(reports[0].results['count'], 'sample')}, {arm_name(run.arm(reports[0]))}"
+        on = f"{plural(reports[0].results['count'], 'sample')}, {run.name(reports[0])}"
         what = measure(reports[0].results["metric"]).capitalize()
         lost = NOT_MEASURED if row["top1"] is None else f"{points(row['difference'])} points"
         agrees = NOT_MEASURED if row["agreement"] is None else percent(row["agreement"])
@@ -182,26 +183,42 @@ def _phrases(found: list[Claim], state: State) -> list[str]:
 def _made(run: Collection) -> str:
     """What there is, the most compressed graph first."""
     if not run.models:
-        students = [arm_name(run.arm(student)) for student in run.of("Student")]
+        students = [run.name(student) for student in run.of("Student")]
         if students:
             return f"The {listed(students)} student is trained and no graph is exported yet."
         if teachers := run.of("Teacher"):
             return _teacher(teachers[0])
         return "There is no graph among these artifacts."
     main = run.models[0]
-    others = [spoken(arm_name(run.arm(model))) for model in run.models[1:]]
+    others = [spoken(run.name(model)) for model in run.models[1:]]
     beside = f", with {listed(others)} beside it to compare" if others else ""
-    results = main.results
-    if not results["quantized"]:
-        return f"The teacher was exported as {arm_name(run.arm(main))}; nothing was compressed yet."
-    text = (
-        f"The teacher became a {arm_name(run.arm(main))} student{beside}: "
-        f"{results['layers_int8']} of {plural(results['layers'], 'layer')} are planned in INT8 "
-        f"({percent(results['macs_share_int8'], 2)} of the multiply-accumulates)"
-    )
+    if main not in run.compressed:
+        return f"The teacher was exported as {run.name(main)}; nothing was compressed yet."
+    results, planned = main.results, []
+    if results["quantized"]:
+        planned.append(f"{results['layers_int8']} in INT8 ({_share(main, 'int8')})")
     if results["sparse"]:
-        text += f", {results['layers_sparse']} in 2:4 ({percent(results['macs_share_sparse'], 2)})"
-    return f"{text}."
+        planned.append(f"{results['layers_sparse']} in 2:4 ({_share(main, 'sparse')})")
+    none = "" if results["quantized"] else ", and none in INT8"
+    return (
+        f"The teacher became a {run.name(main)} student{beside}: of "
+        f"{plural(results['layers'], 'layer')} {listed(planned)} are planned{none}; shares are of "
+        f"the multiply-accumulates.{_batchnorm(run, main)}"
+    )
+
+
+def _share(model: Artifact, form: str) -> str:
+    return percent(model.results[f"macs_share_{form}"], 2)
+
+
+def _batchnorm(run: Collection, model: Artifact) -> str:
+    """What became of batch norm; empty where the student has none, or is not among these."""
+    student = run.find(model.manifest.parents["source"])
+    told = student.results if student else {}
+    folded, frozen = told.get("batchnorm_folded", 0), told.get("batchnorm_frozen", [])
+    parts = [f"{plural(folded, 'batch norm')} folded into the layer before"] if folded else []
+    parts += [f"{len(frozen)} frozen where nothing could take it in"] if frozen else []
+    return f" Of batch norm: {listed(parts)}." if parts else ""
 
 
 def _teacher(teacher: Artifact) -> str:
@@ -226,14 +243,14 @@ def _accuracy(run: Collection) -> str:
         agrees = f"gives the teacher's answer on {percent(row['agreement'])}."
     if row["top1"] is None:
         reason = f"Accuracy is not measured: {reports[0].results['not_measured']}."
-        return f"{reason} The {arm_name(run.arm(reports[0]))} graph {agrees}" if agrees else reason
+        return f"{reason} The {run.name(reports[0])} graph {agrees}" if agrees else reason
     low, high = row["top1_interval"]
     start, end = row["difference_interval"]
     metric = reports[0].results["metric"]
     top1 = percent(row["top1"])
     right = f"is right {top1} of the time" if metric == "top-1" else f"scores {top1} by {metric}"
     return (
-        f"On {plural(reports[0].results['count'], 'sample')} the {arm_name(run.arm(reports[0]))} "
+        f"On {plural(reports[0].results['count'], 'sample')} the {run.name(reports[0])} "
         f"graph {right} (95% interval {percent(low)} to "
         f"{percent(high)}), {points(row['difference'])} points from the teacher "
         f"({points(start)} to {points(end)})" + (f", and {agrees}" if agrees else ".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgekd.artifact import Artifact
-from edgekd.report.collection import Collection, anchor, arm_name
+from edgekd.report.collection import Collection, anchor
 from edgekd.report.words import MINUS, count, duration, flatten, listed, size, value, when
 
 
@@ -23,11 +23,11 @@ def recipe(run: Collection) -> list[tuple[str, list[Setting]]]:
     A value is told with the arms it holds for where another arm has another value, or none.
     """
     found: dict[str, dict[str, list[str]]] = {}
-    students = {arm_name(run.arm(student)) for student in run.of("Student")}
+    students = {run.name(student) for student in run.of("Student")}
     for made in run.artifacts:
         if made.kind not in ("Teacher", "Student", "OnnxModel"):
             continue
-        who = arm_name(run.arm(made)) or "teacher"
+        who = run.name(made) or "teacher"
         for name, leaf in flatten(made.config).items():
             if name in ("arm", "name"):
                 continue
@@ -118,11 +118,10 @@ def artifact_rows(run: Collection) -> list[ArtifactRow]:
 def _artifact_row(run: Collection, made: Artifact) -> ArtifactRow:
     told = made.manifest.provenance
     files = made.manifest.files
-    arm = run.arm(made)
     return ArtifactRow(
         anchor=anchor(made.id),
         kind=f"{made.kind} (evidence)" if made.results.get("evidence") is True else made.kind,
-        arm=arm_name(arm),
+        arm=run.name(made),
         about=_about(run, made),
         name=made.path.name,
         id=made.id,
@@ -169,13 +168,17 @@ def _bundle_view(run: Collection, bundle: Artifact) -> BundleView:
     document, target = bundle.read_json("bundle.json"), bundle.config["target"]
     version = target.get("runtime_version", "")
     wheels = len(document["wheels"])
-    missing = document["missing_wheels"]
+    missing, models = document["missing_wheels"], bundle.manifest.parents
+    names = {
+        arm: run.name_of(models.get(f"arm-{arm}", models.get("model", "")), arm, bundle)
+        for arm in sorted(document["arms"])
+    }
     facts = {
         "Device": target["device"],
         "Runtime": f"{target['runtime']} {version}".strip(),
         "The device's system brings": listed(document["system_packages"]) or "nothing",
         "Python": target["python"],
-        "Arms": listed([f"{arm} ({arm_name(arm)})" for arm in sorted(document["arms"])]),
+        "Arms": listed([f"{arm} ({names[arm]})" for arm in names]),
         "Wheels": f"{count(wheels)}, missing: {listed(missing)}" if missing else count(wheels),
         "Size": size(sum(entry.bytes for entry in bundle.manifest.files.values())),
     }

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.artifact import Artifact, Manifest
-from edgekd.report.collection import Collection, arm_name
+from edgekd.report.collection import Collection
 from edgekd.report.words import percent, plural, size
 
 _SCENARIOS = ("SingleStream", "MultiStream", "Offline")
@@ -44,10 +44,12 @@ class Timing:
 
     Attributes:
         report: The artifact.
+        arms: Of each engine the name of its arm.
         other: The graph where it is not one of this run's.
     """
 
     report: Artifact
+    arms: tuple[str, ...]
     other: Graph | None = None
 
     @property
@@ -76,10 +78,9 @@ class Timing:
     @property
     def names(self) -> list[str]:
         """Of each engine the name of its arm, and of its directory where two have one arm."""
-        arms = [arm_name(row["arm"]) for row in self.engines]
         return [
-            arm if arms.count(arm) == 1 else f"{arm}, {row['name']}"
-            for arm, row in zip(arms, self.engines, strict=True)
+            arm if self.arms.count(arm) == 1 else f"{arm}, {row['name']}"
+            for arm, row in zip(self.arms, self.engines, strict=True)
         ]
 
     @property
@@ -160,13 +161,15 @@ def _timing(run: Collection, report: Artifact) -> Timing:
     def up(child: Manifest | None, role: str) -> Manifest | None:
         return run.manifest(child.parents.get(role, ""), report) if child else None
 
+    rows = report.read_json("latency.json")["engines"]
+    arms = tuple(run.name_of(row["id"], row["arm"], report) for row in rows)
     engine = up(report.manifest, "engine-0")
     if not models or (engine and engine.parents.get("model") in models):
-        return Timing(report)
+        return Timing(report, arms)
     graph = up(engine, "model")
     source = up(graph, "source")
     teacher = up(source, "teacher") if source and source.kind == "Student" else source
-    return Timing(report, _described(graph, teacher) if graph else Graph())
+    return Timing(report, arms, _described(graph, teacher) if graph else Graph())
 
 
 def _described(graph: Manifest, teacher: Manifest | None) -> Graph:

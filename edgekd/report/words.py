@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 NOT_MEASURED = "not measured"
+NO_DIFFERENCE = "no difference shown"
+UNJUDGED = "nothing was judged: the engine became the baseline that others are compared with"
 MINUS = "\u2212"
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 

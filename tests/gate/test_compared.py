@@ -115,13 +115,20 @@ def test_offline_compares_the_time_of_a_sample(
 
 
 def test_accept_replaces_a_baseline_whatever_the_verdict(
-    engines: dict[str, Artifact], out: Path, tmp_path: Path, measured: Bench
+    engines: dict[str, Artifact],
+    out: Path,
+    tmp_path: Path,
+    measured: Bench,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     old, new = engines["dense"], engines["sparse"]
     measured({old.id: (1e6, 0.003), new.id: (2e6, 0.003)})
     directory = tmp_path / "b"
     first = gate.gate(old, out, budgets=ROOMY, scenario=FEW, baseline=directory, accept=True)
-    assert verdict_of(first) == ("pass", {})
+    assert verdict_of(first) == ("accepted", {})  # nothing was judged, which is no pass
+    assert gate.EXIT_CODES["accepted"] == 0
+    said = f"baseline written to {directory}: engine "
+    assert capsys.readouterr().err.splitlines() == [f"{said}{old.id[:12]}"]
     samples = artifact.parent(old, "samples", kinds.SAMPLES)
     made = gate.gate(
         new,
@@ -133,12 +140,14 @@ def test_accept_replaces_a_baseline_whatever_the_verdict(
         accept=True,
     )
     assert verdict_of(made)[0] == "regress"
+    assert f"{said}{new.id[:12]}\n" in capsys.readouterr().err
     found = baseline.read(directory)
     assert found.engine_id == new.id
     assert found.latency.id == made.manifest.parents["latency"]
     # A candidate is compared with what was accepted, though an older engine is in its report too.
     again = gate.gate(new, out, budgets=ROOMY, scenario=FEW, baseline=directory, samples=samples)
     assert verdict_of(again)[0] == "pass"
+    assert "baseline written" not in capsys.readouterr().err
 
 
 def test_a_baseline_that_does_not_fit_is_refused_before_a_measurement(

@@ -10,6 +10,7 @@ from edgekd import artifact
 from edgekd.report.describe import describe
 
 from .conftest import A100, Maker
+from .latencies import accepted, verdict
 
 
 def test_a_student_is_described_with_its_plan_and_numbered_reasons(maker: Maker) -> None:
@@ -49,6 +50,17 @@ def test_an_engine_is_described_by_what_ran(maker: Maker) -> None:
         "  layer    ran as  weight  input  output  INT8\n"
         "  net.fc1  gemm    Int8    Int8   Half    yes"
     )
+
+
+def test_a_verdict_without_checks_says_that_nothing_was_judged(maker: Maker) -> None:
+    (engine,) = maker.engines([maker.model(maker.teacher())])
+    lines = describe(accepted(maker, engine)).splitlines()
+    assert "  overall   accepted" in lines
+    assert lines[-2:] == [
+        "gate",
+        "  nothing was judged: the engine became the baseline that others are compared with",
+    ]
+    assert "gate" not in describe(verdict(maker, engine, (1.0, 0.9, 1.0))).splitlines()
 
 
 def test_a_bundle_is_described_with_its_commands(maker: Maker) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from edgekd import kinds
+from edgekd.report import report
+from edgekd.report.claims import claims
 from edgekd.report.collection import Collection
 from edgekd.report.gate import gates
+from edgekd.report.summary import headline
 from edgekd.report.summary import verdict as paragraph
 
 from .conftest import Maker
-from .latencies import verdict
+from .latencies import accepted, verdict
 
 
 def test_checks_are_told_with_their_numbers_and_units(maker: Maker) -> None:
@@ -57,3 +62,18 @@ def test_the_verdict_in_plain_words_begins_with_the_gates(
     assert first.lead.startswith("Gate: ")
     assert first.state == state
     assert text in first.text
+
+
+def test_a_first_baseline_is_accepted_and_not_passed(maker: Maker, tmp_path: Path) -> None:
+    (engine,) = maker.engines([maker.model(maker.teacher())])
+    artifacts = [engine, accepted(maker, engine)]
+    run = Collection(artifacts)
+    assert headline(run, claims(run)).lead == "Gate: accepted."
+    first = paragraph(run, [])[0]
+    assert (first.lead, first.state) == ("Gate: accepted", "not measured")
+    assert first.text.startswith("nothing was judged: the engine became the baseline that others")
+    page = report(artifacts, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<p>Nothing was judged: the engine became the baseline" in page
+    assert "Checks of the gate" not in page
+    both = Collection([*artifacts, verdict(maker, engine, (0.9, 0.8, 1.0))])
+    assert headline(both, claims(both)).lead == "Gate: pass."  # what was judged comes first
