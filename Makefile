@@ -1,6 +1,7 @@
 # make demo          the whole chain on the shipped recipe, on a CPU, and the page to open
 # make test          everything CI checks; STRICT=1 makes skips for missing system packages failures
 # make slow          the tests that take minutes
+# make zoo           networks of published size through the chain; writes bench/results/zoo.json
 # make system-deps   what pip cannot install, by apt-get; says what it does
 # make lock          write constraints.txt anew
 
@@ -12,7 +13,7 @@ BIN := .venv/bin
 STAMP := .venv/edgekd-stamp
 PYTEST := OMP_NUM_THREADS=1 EDGEKD_STRICT=$(STRICT) $(BIN)/python -m pytest
 
-.PHONY: demo test slow system-deps lock
+.PHONY: demo test slow zoo system-deps lock
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -30,6 +31,9 @@ test: $(STAMP)
 slow: $(STAMP)
 	$(PYTEST) -m slow
 	$(BIN)/python bench/results.py slow
+
+zoo: $(STAMP)
+	$(BIN)/python bench/zoo/run.py
 
 system-deps:
 	@missing=""; \
