@@ -2,6 +2,7 @@
 # make vit-s         the demo, then the latency of a ViT-S-size network on the same page: 4 to 9 minutes more
 # make test          everything CI checks; STRICT=1 makes skips for missing system packages failures
 # make slow          the tests that take minutes
+# make zoo           networks of published size through the chain; writes bench/results/zoo.json
 # make system-deps   what pip cannot install, by apt-get; says what it does
 # make lock          write constraints.txt anew
 
@@ -13,7 +14,7 @@ BIN := .venv/bin
 STAMP := .venv/edgekd-stamp
 PYTEST := OMP_NUM_THREADS=1 EDGEKD_STRICT=$(STRICT) $(BIN)/python -m pytest
 
-.PHONY: demo vit-s test slow system-deps lock
+.PHONY: demo vit-s test slow zoo system-deps lock
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -34,6 +35,9 @@ test: $(STAMP)
 slow: $(STAMP)
 	$(PYTEST) -m slow
 	$(BIN)/python bench/results.py slow
+
+zoo: $(STAMP)
+	$(BIN)/python bench/zoo/run.py
 
 system-deps:
 	@missing=""; \

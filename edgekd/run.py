@@ -17,6 +17,7 @@ import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from edgekd import artifact, kinds, progress
 from edgekd.artifact import Artifact
@@ -24,7 +25,7 @@ from edgekd.bench.bench import bench, newest
 from edgekd.bench.scenario import Scenario
 from edgekd.errors import ConfigError, ContractError, ToolchainError, UnsupportedError
 from edgekd.evaluate import evaluate
-from edgekd.recipe import Arm, Export, Recipe
+from edgekd.recipe import Export, Recipe
 from edgekd.target import Target, load
 
 MAIN_FIRST = ("sparse", "dense", "fp16")
@@ -144,7 +145,7 @@ def _bench(engines: list[Artifact], scenario: Scenario, out: Path) -> Artifact:
     return measured
 
 
-def _student(recipe: Recipe, arm: Arm, out: Path) -> Artifact:
+def _student(recipe: Recipe, arm: Literal["dense", "sparse"], out: Path) -> Artifact:
     from edgekd.distill.student import distill
 
     with progress.stage(f"distill {arm}") as done:

@@ -31,9 +31,8 @@ _ONNX_NODE = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]")
 _DUMP_LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<type>.*?), Inputs: \[(?P<inputs>.*?)\], "
     r"(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[(?P<outputs>.*?)\], "
-    # A layer that moves a size to the device has neither constants nor a tactic.
-    r"(?:TacticName: (?P<tactic>.*?)|ParameterType: .*?), StreamId: -?\d+, "
-    r"(?:EventId: \d+, )?Metadata: (?P<metadata>.*)"
+    r"(?:TacticName: (?P<tactic>.*?)|Para.*?), StreamId: -?\d+, (?:EventId: \d+, )?"
+    r"Metadata: (?P<metadata>.*)"
 )
 _DUMP_TENSOR = re.compile(r"\{ Name: .*?, Dimensions: \[([-\d,]*)\].*?Datatype: (\w+)")
 _DTYPE = re.compile(

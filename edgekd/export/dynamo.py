@@ -38,7 +38,7 @@ class _QDQ(Quantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Stand for QuantizeLinear and DequantizeLinear."""
-        axis: dict[str, Any] = {"axis": 0} if self.scale.ndim else {}  # type: ignore[operator]
+        axis: dict[str, Any] = {"axis": 0} if self.scale.ndim else {}
         q = _operator("QuantizeLinear", (x, self.scale, self.zero_point), axis, torch.int8, x)
         return _operator("DequantizeLinear", (q, self.scale, self.zero_point), axis, x.dtype, x)
 
@@ -46,7 +46,7 @@ class _QDQ(Quantizer):
 def _operator(
     name: str, inputs: Sequence[Any], attrs: Mapping[str, Any], dtype: torch.dtype, like: Tensor
 ) -> Tensor:
-    return torch.onnx.ops.symbolic(name, inputs, attrs=attrs, dtype=dtype, shape=like.shape)
+    return torch.onnx.ops.symbolic(name, inputs, attrs=dict(attrs), dtype=dtype, shape=like.shape)
 
 
 def trace(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -76,7 +77,7 @@ def _take_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
             taken[name] = tensor
             del model.graph.initializers[name]
             value.const_value = None
-            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+            value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
             model.graph.inputs.append(value)
     return taken
 
@@ -95,12 +96,14 @@ def _give_weights(model: ir.Model, weights: dict[str, ir.TensorProtocol]) -> Non
 def _rounded(tensor: ir.TensorProtocol, name: str) -> ir.LazyTensor:
     """A tensor in float16, rounded where it is read: two copies are never held."""
 
-    def make() -> ir.Tensor:
+    def make() -> ir.Tensor[Any]:
         limit = float(np.finfo(np.float16).max)
         array: NDArray[np.float32] = tensor.numpy()
         return ir.Tensor(np.clip(array, -limit, limit).astype(np.float16), name=name)
 
-    return ir.LazyTensor(make, dtype=ir.DataType.FLOAT16, shape=ir.Shape(tensor.shape), name=name)
+    return ir.LazyTensor(
+        make, dtype=ir.DataType.FLOAT16, shape=ir.Shape(tensor.shape.numpy()), name=name
+    )
 
 
 def _float32_values(model: ir.Model) -> set[str]:
@@ -117,6 +120,6 @@ def _float32_values(model: ir.Model) -> set[str]:
         if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     }
     ends = {value.name for value in [*graph.input, *graph.output]} - taken
-    products = {"MatMul", "Gemm", "Conv", "Softmax"}
+    products = {"MatMul", "Gemm", "Conv", "Einsum", "Softmax"}
     results = {name for node in graph.node if node.op_type in products for name in node.output}
     return full & (ends | results)

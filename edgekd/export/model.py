@@ -131,10 +131,12 @@ def _write(source: Artifact, samples: Artifact, settings: Export, work: Work) ->
     layers = [row.as_json() for row in rows]
     (work.scratch / "layers.json").write_text(json.dumps(layers, indent=1) + "\n", encoding="utf-8")
     io_json.copy(source, work.scratch)
+    attention = count_attention(ir.load(path)).as_json()
+    storage.release()
     results = {
         "quantized": any(row.int8 for row in rows),
         "sparse": any(row.sparse for row in rows),
-        **count_attention(ir.load(path)).as_json(),
+        **attention,
         "layers": len(rows),
         "layers_int8": sum(row.int8 for row in rows),
         "layers_sparse": sum(row.sparse for row in rows),

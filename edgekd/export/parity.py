@@ -225,6 +225,7 @@ def _integers(model: nn.Module, path: Path, inputs: Arrays, io: IO) -> dict[str,
     tapped = path.with_name("tapped.onnx")
     try:
         sources = _tap(path, tapped)
+        storage.release()
         outside = run(
             tapped, few, io, tuple(sorted({t for taps in sources.values() for t in taps}))
         )

@@ -13,6 +13,7 @@ it is read, and none need be held.
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,10 +82,12 @@ def files(path: Path) -> list[Path]:
 
 
 def release() -> None:
-    """Give memory that was freed back to the system, which glibc does not do by itself.
+    """Free what nothing needs any more and give it back to the system.
 
-    Each step of an export takes and frees as much as all weights; what is left in pieces adds up.
+    Each step of an export takes as much as all weights. A graph's nodes and values name each other,
+    so Python frees it late; and glibc keeps what is freed.
     """
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
     if trim is not None:
         trim(0)
@@ -92,7 +95,7 @@ def release() -> None:
 
 def _head(tensor: ir.TensorProtocol) -> bytes:
     """An initializer's bytes up to its data."""
-    facts = onnx.TensorProto(
+    facts: bytes = onnx.TensorProto(
         name=tensor.name, data_type=int(tensor.dtype), dims=list(tensor.shape.numpy())
     ).SerializeToString()
     facts += _field(_RAW_DATA, tensor.nbytes)

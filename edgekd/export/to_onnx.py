@@ -78,6 +78,7 @@ def export_float32(model: nn.Module, example: Tensors, io: IO, form: Form, path:
         del graph
     finally:
         shutil.rmtree(folder)
+    storage.release()
     qdq.load(path)
 
 

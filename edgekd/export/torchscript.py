@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 
 from edgekd.data import IO
 
@@ -42,7 +43,7 @@ def trace(
     }
     path = Path(tempfile.mkdtemp(dir=folder)) / "traced.onnx"
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", torch.jit.TracerWarning)
+        warnings.simplefilter("always", TracerWarning)
         torch.onnx.export(
             model,
             tuple(inputs),
@@ -54,8 +55,6 @@ def trace(
             dynamo=False,
         )
     places = [
-        (each.filename, each.lineno)
-        for each in caught
-        if issubclass(each.category, torch.jit.TracerWarning)
+        (each.filename, each.lineno) for each in caught if issubclass(each.category, TracerWarning)
     ]
     return ir.load(path), places

@@ -16,9 +16,19 @@ from edgekd.report import words
 from edgekd.report.collection import Collection, anchor
 from edgekd.report.ecdf import ecdf
 from edgekd.report.plot import Plot
-from edgekd.report.timing import Graph, Timing, own_timings, ratio_interval, timings
+from edgekd.report.timing import Graph, Timing, differs, own_timings, ratio_interval, timings
 from edgekd.report.tradeoff import tradeoff
-from edgekd.report.words import count, listed, percent, plural, short, time, times, when
+from edgekd.report.words import (
+    NO_DIFFERENCE,
+    count,
+    listed,
+    percent,
+    plural,
+    short,
+    time,
+    times,
+    when,
+)
 
 _ASKED = {
     "SingleStream": "one sample a query, the next when the last is answered",
@@ -29,10 +39,11 @@ _ASKED = {
 
 @dataclass(frozen=True)
 class Cell:
-    """A number with its interval, and what else is to be said of it."""
+    """A number with its interval, what else is to be said of it, and whether it shows anything."""
 
     number: str
     notes: tuple[str, ...] = ()
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -215,7 +226,9 @@ def _ratio(timing: Timing, row: dict[str, Any]) -> Cell:
     if timing.percentile not in ("", "p50"):
         median = row["ratio_to_first"]["p50"]
         notes.append(f"p50: {median['estimate']:.2f} ({ratio_interval(median)})")
-    return Cell(f"{found['estimate']:.2f}", tuple(notes))
+    if not differs(found):
+        notes.insert(1, NO_DIFFERENCE)
+    return Cell(f"{found['estimate']:.2f}", tuple(notes), differs(found))
 
 
 def _absent(timing: Timing, columns: tuple[str, ...]) -> str:

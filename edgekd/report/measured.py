@@ -11,8 +11,16 @@ from collections.abc import Iterable
 
 from edgekd.report.collection import Collection, spoken
 from edgekd.report.findings import Finding, State, Where, place, unseen
-from edgekd.report.timing import Timing, main_row, own_timings, ratio_interval, timings
-from edgekd.report.words import digits, listed, rate, time, times
+from edgekd.report.timing import (
+    Timing,
+    caveats,
+    differs,
+    main_row,
+    own_timings,
+    ratio_interval,
+    timings,
+)
+from edgekd.report.words import NO_DIFFERENCE, digits, listed, rate, time, times
 
 
 def latency(run: Collection) -> Iterable[Finding]:
@@ -40,7 +48,7 @@ def sentence(run: Collection) -> str:
     runtime = " with ONNX Runtime, which uses no 2:4" if timing.runtime == "onnxruntime" else ""
     text = (
         f"{_main_result(run, timing)}, measured on {timing.document['target']}{runtime}: that "
-        "stands for no other device."
+        f"stands for no other device.{_unsure(timing)}"
     )
     if away := listed(sorted({run.target(bundle) for bundle in run.away})):
         text += f" Not measured on {away}."
@@ -53,19 +61,28 @@ def beside(run: Collection) -> str:
         if timing.other and timing.other.name:
             weights = " (random weights)" if timing.other.random else ""
             where = f"of {timing.other.name}{weights}, measured on {timing.document['target']}"
-            return f"{where}: {_main_result(run, timing)}."
+            return f"{where}: {_main_result(run, timing)}.{_unsure(timing)}"
     return ""
 
 
 def _main_result(run: Collection, timing: Timing) -> str:
-    """``2:4 INT8 takes 0.50 times the float teacher's p90 (0.49 to 0.51)``."""
+    """``2:4 INT8 takes 0.50 times the float teacher's p90 (0.49 to 0.51)``, where that is shown."""
     name, row = main_row(run, timing)
     ratio = timing.ratio(row)
     if ratio is None:
         return f"{spoken(name)} has a {timing.percentile or 'throughput'} of {_result(timing, row)}"
     what = timing.percentile or "time a sample"
-    first = spoken(timing.names[0])
-    return f"{name} takes {ratio['estimate']:.2f} times {first}'s {what} ({ratio_interval(ratio)})"
+    first, number = spoken(timing.names[0]), f"{ratio['estimate']:.2f}"
+    if not differs(ratio):
+        between = f"{number}, {ratio_interval(ratio)}"
+        return f"{what} of {name} against {first}'s: {NO_DIFFERENCE} ({between})"
+    return f"{name} takes {number} times {first}'s {what} ({ratio_interval(ratio)})"
+
+
+def _unsure(timing: Timing) -> str:
+    """Why it may not be quoted, as a sentence."""
+    text = "; ".join(caveats(timing))
+    return f" {text[0].upper()}{text[1:]}." if text else ""
 
 
 def _measured(run: Collection, timing: Timing) -> Finding:
@@ -106,5 +123,7 @@ def _against(timing: Timing, row: dict[str, object]) -> str:
     ratio = timing.ratio(row)
     if ratio is None:
         return ""
-    first = spoken(timing.names[0])
-    return f", {ratio['estimate']:.2f} times {first}'s ({ratio_interval(ratio)})"
+    first, number = spoken(timing.names[0]), f"{ratio['estimate']:.2f}"
+    if not differs(ratio):
+        return f", {NO_DIFFERENCE} to {first}'s ({number}, {ratio_interval(ratio)})"
+    return f", {number} times {first}'s ({ratio_interval(ratio)})"

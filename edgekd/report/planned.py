@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from edgekd.plan import PREDICTION, Plan, Row
 
 _NUMBER = re.compile(r"(?<![^. ])\d+(?![^. ])")  # a whole part of a module's name
-_HEAD = ("layer", "m", "n", "k", "INT8", "2:4", "fp16", "INT8", "2:4 INT8", "bound")
+_SPARSE = "2:4 INT8"
+_HEAD = ("layer", "m", "n", "k", "INT8", "2:4", "fp16", "INT8", _SPARSE, "bound")
 
 
 def planned(plan: Plan) -> str:
@@ -16,7 +17,8 @@ def planned(plan: Plan) -> str:
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in plan.rows:
         groups.setdefault(_alike(row), []).append(row)
-    table = [list(_HEAD), *(_cells(rows) for rows in groups.values())]
+    head = [_sparse(plan) if name == _SPARSE else name for name in _HEAD]
+    table = [head, *(_cells(rows) for rows in groups.values())]
     widths = [max(len(line[i]) for line in table) for i in range(len(_HEAD))]
     lines = [
         f"{plan.recipe} for {plan.target}, {plan.batch} examples a query; times are predictions",
@@ -31,6 +33,11 @@ def planned(plan: Plan) -> str:
         for line in table
     ]
     return "\n".join([*lines, "", *_reasons(plan), *_summary(plan)])
+
+
+def _sparse(plan: Plan) -> str:
+    """What the sparse arm is: by default convolutions are 2:4 and stay in fp16."""
+    return _SPARSE if any(row.int8 for row in plan.rows) else "2:4 fp16"
 
 
 def _alike(row: Row) -> tuple[object, ...]:
@@ -95,7 +102,7 @@ def _summary(plan: Plan) -> list[str]:
         half, dense, sparse = (plan.total_ns[arm] for arm in ("fp16", "dense", "sparse"))
         lines.append(
             f"predicted in all: fp16 {_us(half)}, INT8 {_us(dense)} ({dense / half:.2f}x), "
-            f"2:4 INT8 {_us(sparse)} ({sparse / half:.2f}x)"
+            f"{_sparse(plan)} {_us(sparse)} ({sparse / half:.2f}x)"
         )
         idle = [row for row in plan.rows if row.pays is False]
         if idle:

@@ -17,6 +17,7 @@ from edgekd.report.findings import State
 from edgekd.report.gate import STATES, WORST_FIRST, gates
 from edgekd.report.layers import float32_bytes, weight_bytes
 from edgekd.report.words import (
+    NO_DIFFERENCE,
     NOT_MEASURED,
     count,
     listed,
@@ -159,11 +160,16 @@ def _timed(run: Collection, first: timing.Timing) -> Number:
     """A ratio where only ratios may be quoted, and where there is something to compare with."""
     name, row = timing.main_row(run, first)
     what = first.percentile or "Time a sample"
-    on = f"{name} on {first.document['target']}, {first.scenario['name']}"
+    on = "; ".join(
+        [f"{name} on {first.document['target']}, {first.scenario['name']}", *timing.caveats(first)]
+    )
     ratio = first.ratio(row)
     if ratio:
         title, number = f"{what}, times {spoken(first.names[0])}'s", f"{ratio['estimate']:.2f}"
-        return Number(title, number, f"{timing.ratio_interval(ratio)}; {on}")
+        between = timing.ratio_interval(ratio)
+        if not timing.differs(ratio):
+            return Number(title, NO_DIFFERENCE, f"{number}, {between}; {on}")
+        return Number(title, number, f"{between}; {on}")
     result = first.result(row)["estimate"]
     return Number(what, time(result) if first.percentile else rate(result), on)
 
@@ -194,21 +200,19 @@ def _made(run: Collection) -> str:
     beside = f", with {listed(others)} beside it to compare" if others else ""
     if main not in run.compressed:
         return f"The teacher was exported as {run.name(main)}; nothing was compressed yet."
-    results, planned = main.results, []
-    if results["quantized"]:
-        planned.append(f"{results['layers_int8']} in INT8 ({_share(main, 'int8')})")
-    if results["sparse"]:
-        planned.append(f"{results['layers_sparse']} in 2:4 ({_share(main, 'sparse')})")
-    none = "" if results["quantized"] else ", and none in INT8"
+    results = main.results
+    planned = {what: int(results[f"layers_{key}"]) for what, key in _FORMS.items()}
+    parts = [
+        f"{count(number)} in {what} ({percent(results[f'macs_share_{_FORMS[what]}'], 2)})"
+        for what, number in planned.items()
+        if number
+    ]
+    parts += [] if planned["INT8"] else ["none in INT8"]
     return (
-        f"The teacher became a {run.name(main)} student{beside}: of "
-        f"{plural(results['layers'], 'layer')} {listed(planned)} are planned{none}; shares are of "
-        f"the multiply-accumulates.{_batchnorm(run, main)}"
+        f"The teacher became a {run.name(main)} student{beside}. Planned, of "
+        f"{plural(results['layers'], 'layer')} (and of the multiply-accumulates): {listed(parts)}."
+        f"{_batchnorm(run, main)}"
     )
-
-
-def _share(model: Artifact, form: str) -> str:
-    return percent(model.results[f"macs_share_{form}"], 2)
 
 
 def _batchnorm(run: Collection, model: Artifact) -> str:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.artifact import Artifact, Manifest
-from edgekd.report.collection import Collection
-from edgekd.report.words import percent, plural, size
+from edgekd.report.collection import Collection, spoken
+from edgekd.report.words import listed, percent, plural, size
 
 _SCENARIOS = ("SingleStream", "MultiStream", "Offline")
 
@@ -123,6 +123,23 @@ def ratio_interval(found: dict[str, Any]) -> str:
     text = f"{found['low']:.2f} to {found['high']:.2f}"
     less = found["coverage"] < 0.95
     return f"{text}, {percent(found['coverage'])} interval" if less else text
+
+
+def differs(found: dict[str, Any]) -> bool:
+    """Whether a ratio's interval leaves out 1, so that a difference is shown."""
+    return not found["low"] <= 1 <= found["high"]
+
+
+def caveats(timing: Timing) -> list[str]:
+    """Why a measurement may not be quoted, in words; empty where it may.
+
+    Args:
+        timing: The report; its reasons stand below its table.
+    """
+    pairs = zip(timing.names, timing.engines, strict=True)
+    invalid = [spoken(name) for name, row in pairs if not row["valid"]]
+    text = [] if timing.controlled else [str(timing.document["machine"])]
+    return [*text, f"not valid: {listed(invalid)}"] if invalid else text
 
 
 def timings(run: Collection) -> list[Timing]:

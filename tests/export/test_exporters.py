@@ -8,18 +8,22 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from tiny import configs
 from tiny import data as examples
 from tiny.recipes import tiny
+from torch import Tensor, nn
 
 from edgekd import qdq, target
 from edgekd.artifact import Artifact
-from edgekd.data import Data
+from edgekd.data import IO, Data
+from edgekd.data import Tensor as Port
 from edgekd.distill.student import distill
 from edgekd.engine.build import evidence
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, ContractError
 from edgekd.export.model import export
 from edgekd.export.parity import at_other_sizes
+from edgekd.export.to_onnx import Form, export_float32
 from edgekd.recipe import Export, Range
 
 Students = Callable[[str], Artifact]
@@ -108,16 +112,7 @@ def test_a_changing_size_needs_its_limits(bert: Artifact, student: Students) -> 
         export(source, source.path.parent, Export(dynamic={"sequence": LENGTHS}))
 
 
-def test_a_graph_that_kept_its_length_is_caught(bert: Artifact, tmp_path: Path) -> None:
-    """The mask of a graph traced with a fixed length breaks at every other."""
-    import torch
-    from torch import Tensor, nn
-
-    from edgekd.data import IO
-    from edgekd.data import Tensor as Port
-    from edgekd.errors import ContractError
-    from edgekd.export.to_onnx import Form, export_float32
-
+def test_a_graph_that_kept_its_length_is_caught(tmp_path: Path) -> None:
     class Keeps(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
-from edgekd import artifact, kinds, runner, target
+from edgekd import artifact, kinds, qdq, runner, target
 from edgekd.artifact import Artifact
 from edgekd.engine.build import build
 from edgekd.export import storage
@@ -28,7 +29,9 @@ def graph(size: int) -> ir.Model:
             [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [size])],
             [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [size])],
             [onnx.numpy_helper.from_array(np.arange(size, dtype=np.float32), "w")],
-        )
+        ),
+        ir_version=10,
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
     )
     return ir.from_proto(model)
 
@@ -48,6 +51,45 @@ def test_one_file_up_to_the_limit_and_two_above_it(tmp_path: Path) -> None:
 
 def test_the_limit_is_what_a_protobuf_holds() -> None:
     assert 2**31 - 2**25 < storage.PROTOBUF_BYTES < 2**31
+
+
+@pytest.mark.slow
+def test_more_than_a_protobuf_holds(tmp_path: Path) -> None:
+    """2.4 GB of weights: written one after the other, and opened by what reads graphs."""
+    count, size = 6, 100_000_000
+    model, path = graph(size), tmp_path / "large.onnx"
+    del model.graph.initializers["w"]
+    (first,) = model.graph
+    value = first.inputs[0]
+    assert value is not None
+    for number in range(count):
+        tensor = ir.LazyTensor(
+            lambda number=number: ir.Tensor(np.full(size, number, np.float32)),
+            dtype=ir.DataType.FLOAT,
+            shape=ir.Shape([size]),
+            name=f"w{number}",
+        )
+        weight = ir.Value(
+            name=tensor.name,
+            shape=ir.Shape([size]),
+            type=ir.TensorType(ir.DataType.FLOAT),
+            const_value=tensor,
+        )
+        model.graph.register_initializer(weight)
+        node = ir.Node("", "Add", [value, weight], name=f"add{number}")
+        model.graph.insert_before(first, node)
+        value = node.outputs[0]
+        value.name = f"sum{number}"
+    first.replace_input_with(0, value)
+    first.replace_input_with(1, value)
+    storage.save(model, path)
+    assert path.with_name("large.onnx.data").stat().st_size >= 4 * count * size > 2**31
+    opened = ir.load(path)
+    assert storage.weight_bytes(opened) >= 4 * count * size
+    assert len(qdq.load(path).graph.initializer) == count
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (answer,) = session.run(["y"], {"x": np.ones(size, np.float32)})
+    assert answer[0] == answer[-1] == 2 * (1 + sum(range(count)))
 
 
 @pytest.fixture(scope="module")

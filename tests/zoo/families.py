@@ -90,7 +90,8 @@ _TEXT = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 2}
 _TEXT |= {"intermediate_size": 3072}
 _NORMED = {"distill": {"steps": 2, "batch_size": 4, "batchnorm_warmup": 2, "learning_rate": 1e-4,
            "losses": {"blocks": 0.0}}}  # fmt: skip
-_NO_BLOCKS = {"distill": {"steps": 2, "batch_size": 4, "losses": {"blocks": 0.0}}}
+_NO_BLOCKS = {"distill": {"steps": 2, "batch_size": 4, "learning_rate": 1e-4,
+              "losses": {"blocks": 0.0}}}  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
     "vit": Family(_encoder("vit", "ViTForImageClassification"), "images112", attention=2),

@@ -8,6 +8,8 @@ equal QuantizeLinears (an embedding tied to an output layer), for then both woul
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -64,15 +66,17 @@ def _fold(graph: ir.Graph, value: ir.Value) -> None:
     if scales.size == 1:
         scales = scales.reshape(())
 
-    def make() -> ir.Tensor:
+    def make() -> ir.Tensor[Any]:
         array = quant.quantize(weight.numpy(), scales, axis=axis)
         return ir.Tensor(np.ascontiguousarray(array), name=name)
 
     del graph.initializers[name]
-    tensor = ir.LazyTensor(make, dtype=ir.DataType.INT8, shape=ir.Shape(weight.shape), name=name)
+    tensor = ir.LazyTensor(
+        make, dtype=ir.DataType.INT8, shape=ir.Shape(weight.shape.numpy()), name=name
+    )
     folded = ir.Value(
         name=name,
-        shape=ir.Shape(weight.shape),
+        shape=ir.Shape(weight.shape.numpy()),
         type=ir.TensorType(ir.DataType.INT8),
         const_value=tensor,
     )

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -145,7 +146,8 @@ def _taken(
     for node in users:
         if node.op_type == "Shape" and _leads_only_to(node, users):
             continue  # it places the Slices, and goes with them
-        found = readers.get(node.op_type, lambda _: None)(node)
+        reader = readers.get(node.op_type)
+        found = None if reader is None else reader(node)
         if found is None:
             return None
         for part, output, squeezed in found:
@@ -283,9 +285,9 @@ def _rows(graph: ir.Graph, value: ir.Value | None, rows: slice, name: str) -> ir
     assert value is not None
     tensor = constant(value)
     assert tensor is not None
-    shape = ir.Shape([rows.stop - rows.start, *tensor.shape[1:]])
+    shape = ir.Shape([rows.stop - rows.start, *tensor.shape.numpy()[1:]])
 
-    def make() -> ir.Tensor:
+    def make() -> ir.Tensor[Any]:
         return ir.Tensor(np.ascontiguousarray(tensor.numpy()[rows]), name=name)
 
     lazy = ir.LazyTensor(make, dtype=tensor.dtype, shape=shape, name=name)
@@ -300,7 +302,10 @@ def _constant(
 
 def _registered(graph: ir.Graph, tensor: ir.TensorProtocol, name: str) -> ir.Value:
     value = ir.Value(
-        name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+        name=name,
+        shape=ir.Shape(tensor.shape.numpy()),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
     )
     graph.register_initializer(value)
     return value
