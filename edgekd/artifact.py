@@ -262,6 +262,11 @@ def read_manifest(path: Path) -> Manifest:
     """
     if path.is_file():
         beside = (path.parent / MANIFEST).is_file()
+        if path.suffix == ".onnx" and not beside:
+            raise ArtifactError(
+                f"{path}: edgekd takes graphs that it exported: give the OnnxModel's directory; "
+                "foreign ONNX files are not supported yet"
+            )
         mend = f"give {path.parent}" if beside else "give the one that `edgekd export` printed"
         raise ArtifactError(f"{path}: is a file, expected an artifact's directory: {mend}")
     if not path.is_dir():

@@ -1,42 +1,58 @@
 """What this machine can do, verb by verb and target by target, and the command that mends the rest.
 
 Nothing heavy is imported: a package counts by its metadata, a CUDA device by asking the driver. So
-the doctor also answers where half of the installation is broken, which is when it is needed.
+the doctor also answers where half of the installation is broken, which is when it is needed. In a
+checkout it also says what `make test` needs from the system.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 import shutil
+import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgekd import target
 from edgekd.engine.build import RTX_COMPUTE_CAPABILITIES, Device, find_device
+from edgekd.errors import at_root, checkout, install
 from edgekd.origin import versions
 
 FREE_BYTES = 2 * 1024**3
 # What each verb imports besides edgekd's own requirements; the whole chain at once, the page too.
-DISTILL = ("torch", "transformers", "nvidia-modelopt", "safetensors")
+NETWORK = ("torch", "transformers")
+DISTILL = (*NETWORK, "nvidia-modelopt", "safetensors")
 EXPORT = (*DISTILL, "onnx", "onnx-ir", "onnxruntime")
-RUN = (*EXPORT, "jinja2", "matplotlib")
-NEEDS = {"run": RUN, "compress": EXPORT, "distill": DISTILL, "export": EXPORT}
-TRAIN = "pip install 'edgekd[train]'"
+PAGE = ("jinja2", "matplotlib")
+NEEDS = {
+    "init": NETWORK,
+    "plan": NETWORK,
+    "run": (*EXPORT, *PAGE),
+    "compress": EXPORT,
+    "distill": DISTILL,
+    "export": EXPORT,
+    "recipe digits-vit": ("scikit-learn",),  # where the shipped recipe's digits come from
+    "report": PAGE,
+}
 # Runtimes of Engines: these verbs need the one that the Engine they are given was built with.
 RUNTIMES = ("onnxruntime", "tensorrt")
 MEASURING = {
     "evaluate": "an OnnxModel needs onnxruntime, an Engine its own runtime",
     "bench": "needs the runtime of the Engines it is given",
     "gate": "needs the runtime of the Engine it is given",
+    "infer": "an OnnxModel needs onnxruntime, an Engine its own runtime, a Student torch",
 }
-MEND = {
-    "tensorrt": "pip install 'edgekd[trt]' on x86-64; on Jetson use the system's TensorRT from an "
-    "environment made with --system-site-packages",
-    "tensorrt-rtx": "pip install 'edgekd[rtx]'",
-    "onnxruntime": "pip install 'edgekd[ort]'",
-    "pip": "python -m ensurepip",
+EXTRAS = {"onnxruntime": "ort", "tensorrt-rtx": "rtx", "tensorrt": "trt"}
+# What the tests need and pip cannot install: names of commands, of which one is enough.
+SYSTEM = {
+    "chromium": ("chromium", "chromium-browser", "google-chrome"),
+    "a C++ compiler": ("c++",),
+    "CPython 3.10": ("python3.10",),
 }
+PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,7 @@ def doctor(out: Path) -> list[Finding]:
         out: Where artifacts would go; its disk is looked at.
 
     Returns:
-        Findings: the machine, each verb, each target.
+        Findings: the machine, each verb, each target; in a checkout what its tests need too.
     """
     device = find_device()
     return [
@@ -77,6 +93,7 @@ def doctor(out: Path) -> list[Finding]:
         *(_measuring(verb, words) for verb, words in MEASURING.items()),
         Finding("inspect", "needs nothing more", True),
         *(_target(target.load(name), device) for name in target.names()),
+        *(_system(what, commands) for what, commands in SYSTEM.items() if checkout()),
     ]
 
 
@@ -106,7 +123,7 @@ def _needing(verb: str, packages: tuple[str, ...]) -> Finding:
     found = versions(*packages)
     missing = [name for name, version in found.items() if version == "absent"]
     words = ", ".join(f"{name} {version}" for name, version in found.items())
-    return Finding(verb, f"needs {words}", not missing, TRAIN if missing else "")
+    return Finding(verb, f"needs {words}", not missing, install("train") if missing else "")
 
 
 def _measuring(verb: str, words: str) -> Finding:
@@ -114,7 +131,39 @@ def _measuring(verb: str, words: str) -> Finding:
     here = versions(*RUNTIMES)
     found = ", ".join(f"{name} {version}" for name, version in here.items())
     good = set(here.values()) != {"absent"}
-    return Finding(verb, f"{words}: {found}", good, "" if good else MEND["onnxruntime"])
+    return Finding(verb, f"{words}: {found}", good, "" if good else _mend("onnxruntime"))
+
+
+def _mend(package: str) -> str:
+    """The command that brings a runtime, or pip."""
+    if package == "pip":
+        return "python -m ensurepip"
+    command = install(EXTRAS[package])
+    if package != "tensorrt":
+        return command
+    return (
+        f"{command} on x86-64; on Jetson use the system's TensorRT from an environment made with "
+        "--system-site-packages"
+    )
+
+
+def _system(what: str, commands: tuple[str, ...]) -> Finding:
+    """Something that the tests need from the system."""
+    if what == "CPython 3.10":
+        found = next(filter(_runs_310, (*commands, *map(str, PYENV.glob("3.10*/bin/python")))), "")
+    else:
+        found = next(filter(None, map(shutil.which, commands)), "")
+    mend = "" if found else at_root("make system-deps")
+    return Finding(what, f"the tests need it: {found or 'absent'}", bool(found), mend)
+
+
+def _runs_310(command: str) -> bool:
+    """Whether it is a Python 3.10 that runs: a shim on PATH may name one that does not."""
+    ask = [command, "-c", "import ensurepip, sys; print(sys.version_info[:2])"]
+    with contextlib.suppress(OSError):
+        done = subprocess.run(ask, capture_output=True, text=True, check=False)
+        return done.stdout.strip() == "(3, 10)"
+    return False
 
 
 def _target(wanted: target.Target, device: Device | None) -> Finding:
@@ -123,14 +172,14 @@ def _target(wanted: target.Target, device: Device | None) -> Finding:
     here = versions(*RUNTIMES, "tensorrt-rtx")
     if wanted.runtime == "onnxruntime":
         good = here["onnxruntime"] != "absent"
-        mend = "" if good else MEND["onnxruntime"]
+        mend = "" if good else _mend("onnxruntime")
         return Finding(what, "Engine, built and measured here" if good else "nothing", good, mend)
     on_it = device is not None and _is_it(wanted, device)
     if on_it and here["tensorrt"] != "absent":
         return _on_the_device(what, wanted, here["tensorrt"])
     made = _elsewhere(what, wanted, here["tensorrt-rtx"])
     if on_it:
-        return Finding(what, f"{made.found}; no TensorRT here", False, MEND["tensorrt"])
+        return Finding(what, f"{made.found}; no TensorRT here", False, _mend("tensorrt"))
     return made
 
 
@@ -141,7 +190,7 @@ def _elsewhere(what: str, wanted: target.Target, rtx: str) -> Finding:
         return _bundle(what, f"no evidence, as tensorrt-rtx has no SM{number}")
     if rtx != "absent":
         return _bundle(what, f"with evidence by tensorrt-rtx {rtx}")
-    return Finding(what, "nothing: its Bundle needs tensorrt-rtx", False, MEND["tensorrt-rtx"])
+    return Finding(what, "nothing: its Bundle needs tensorrt-rtx", False, _mend("tensorrt-rtx"))
 
 
 def _is_it(wanted: target.Target, device: Device) -> bool:
@@ -165,5 +214,5 @@ def _bundle(what: str, evidence: str) -> Finding:
     """A Bundle; edgekd's own wheel is written without tools, pip downloads the others."""
     if versions("pip")["pip"] == "absent":
         found = f"Bundle, {evidence}; without pip it lacks the wheels the device needs"
-        return Finding(what, found, False, MEND["pip"])
+        return Finding(what, found, False, _mend("pip"))
     return Finding(what, f"Bundle, {evidence}; pip fetches its wheels from your index", True)

@@ -17,6 +17,7 @@ What several sentences end with is here too: the names that exist, the command t
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -74,11 +75,16 @@ def checkout() -> bool:
     return project.is_file() and 'name = "edgekd"' in project.read_text(encoding="utf-8")
 
 
+def at_root(command: str) -> str:
+    """A command for a shell that stands where this process does, run in the checkout's root."""
+    return command if Path.cwd() == ROOT else f"cd {shlex.quote(str(ROOT))} && {command}"
+
+
 def install(extra: str) -> str:
     """The command that installs an extra of this edgekd.
 
-    It works where edgekd came from: a checkout installs itself with the pinned versions, and an
-    installed wheel asks for its own version, which pip need not find anywhere again.
+    A checkout installs itself with the pinned versions. An installed edgekd asks for its own
+    version, which pip takes as it lies there: it need not be found in any index again.
 
     Args:
         extra: A name of ``[project.optional-dependencies]``, for example ``train``.
@@ -86,7 +92,9 @@ def install(extra: str) -> str:
     Returns:
         For example ``pip install -c constraints.txt -e '.[train]'``.
     """
-    if not checkout():
+    if checkout():
+        return at_root(f"pip install -c constraints.txt -e '.[{extra}]'")
+    try:
+        return f"pip install 'edgekd[{extra}]=={importlib.metadata.version('edgekd')}'"
+    except importlib.metadata.PackageNotFoundError:  # copied somewhere, not installed
         return f"pip install 'edgekd[{extra}]'"
-    command = f"pip install -c constraints.txt -e '.[{extra}]'"
-    return command if Path.cwd() == ROOT else f"cd {shlex.quote(str(ROOT))} && {command}"

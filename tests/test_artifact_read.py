@@ -62,15 +62,25 @@ def test_a_directory_that_is_no_artifact(tmp_path: Path) -> None:
 
 
 def test_a_file_is_not_a_directory(made: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ArtifactError) as caught:
+        artifact.load(tmp_path / "model.safetensors")
+    assert str(caught.value) == (
+        f"{tmp_path / 'model.safetensors'}: is a file, expected an artifact's directory: give the "
+        "one that `edgekd export` printed"
+    )
+    with pytest.raises(ArtifactError, match=says("is a file, expected", f"give {made.path}")):
+        artifact.load(made.path / "plate.txt")
+
+
+def test_somebody_elses_onnx_file_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
     with pytest.raises(ArtifactError) as caught:
         artifact.load(tmp_path / "model.onnx")
     assert str(caught.value) == (
-        f"{tmp_path / 'model.onnx'}: is a file, expected an artifact's directory: give the one "
-        "that `edgekd export` printed"
+        f"{tmp_path / 'model.onnx'}: edgekd takes graphs that it exported: give the OnnxModel's "
+        "directory; foreign ONNX files are not supported yet"
     )
-    with pytest.raises(ArtifactError, match=says("is a file, expected", f"give {made.path}")):
-        artifact.load(made.path / "plate.txt")
 
 
 @pytest.mark.parametrize(

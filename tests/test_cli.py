@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from edgekd.artifact import Artifact
 from edgekd.cli import main
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, install
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny import graphs, reports
 
 
 @pytest.mark.parametrize(
@@ -32,7 +37,7 @@ def test_a_missing_package_is_a_sentence_with_the_command(
     )
     assert done.returncode == 3
     assert f"needs {package}, which is not installed" in done.stderr
-    assert f"pip install 'edgekd[{extra}]'" in done.stderr
+    assert done.stderr.rstrip().endswith(install(extra))
     assert "Traceback" not in done.stderr
 
 
@@ -65,13 +70,24 @@ def test_a_wrong_command_line_is_exit_2() -> None:
     ids=lambda arguments: arguments[0],
 )
 def test_a_file_where_an_artifact_is_expected_is_told(arguments: list[str], tmp_path: Path) -> None:
-    file = tmp_path / "model.onnx"
+    file = tmp_path / "model.pt"
     file.write_bytes(b"")
     done = CliRunner().invoke(main, [*arguments, str(file)])
     assert (done.exit_code, done.stdout) == (3, "")
     assert done.stderr == (
         f"edgekd: {file}: is a file, expected an artifact's directory: give the one that "
         "`edgekd export` printed\n"
+    )
+
+
+def test_somebody_elses_onnx_file_is_not_built(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"")
+    done = CliRunner().invoke(main, ["build", str(file), "--target", "cpu"])
+    assert (done.exit_code, done.stdout) == (3, "")
+    assert done.stderr == (
+        f"edgekd: {file}: edgekd takes graphs that it exported: give the OnnxModel's directory; "
+        "foreign ONNX files are not supported yet\n"
     )
 
 
@@ -87,3 +103,78 @@ def test_a_bug_stays_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgekd.cli.make.recipe.load", fail)
     done = CliRunner().invoke(main, ["distill", "x"])
     assert isinstance(done.exception, ZeroDivisionError)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Artifact:
+    return graphs.make_model(tmp_path / "out")
+
+
+def test_evaluate_says_its_numbers_on_stderr_and_a_path_on_stdout(model: Artifact) -> None:
+    done = CliRunner().invoke(main, ["evaluate", str(model.path)])
+    assert done.exit_code == 0, done.output
+    path = Path(done.stdout.rstrip("\n"))
+    assert path.parent == model.path.parent
+    assert "teacher, recorded: top-1 " in done.stderr
+    assert "OnnxModel sparse, run live: top-1 " in done.stderr
+    assert " points to the teacher (" in done.stderr
+    assert "; agreement " in done.stderr
+
+
+def test_bench_says_a_line_for_each_engine(tmp_path: Path) -> None:
+    engines = [str(reports.engine(tmp_path / "out", arm).path) for arm in ("dense", "sparse")]
+    scenario = tmp_path / "few.toml"
+    scenario.write_text(
+        'name = "few"\nscenario = "SingleStream"\nbatch = 1\npercentile = 90\nqueries = 64\n'
+        "repetitions = 2\n[warmup]\nqueries = 1\nseconds = 0.0\n"
+    )
+    done = CliRunner().invoke(main, ["bench", *engines, "--scenario", str(scenario)])
+    assert done.exit_code == 0, done.output
+    assert Path(done.stdout.rstrip("\n")).parent == tmp_path / "out"
+    for arm, path in zip(("dense", "sparse"), engines, strict=True):
+        assert f"{arm} {Path(path).name}: p50 " in done.stderr
+    assert " times the first's p90 (" in done.stderr
+
+
+class TestReport:
+    @pytest.fixture
+    def out(self, tmp_path: Path) -> Path:
+        engines = [reports.engine(tmp_path / "out", arm) for arm in ("dense", "sparse")]
+        times = [reports.draw(seed, 2e6, 0.01) for seed in (1, 2)]
+        reports.latency_report(tmp_path / "out", engines, reports.few(), times)
+        return tmp_path / "out"
+
+    def test_a_directory_stands_for_all_artifacts_in_it(self, out: Path, tmp_path: Path) -> None:
+        (out / "notes").mkdir()
+        page = tmp_path / "page.html"
+        done = CliRunner().invoke(main, ["report", str(out), "--out", str(page)])
+        assert done.exit_code == 0, done.output
+        assert done.stdout == f"{page}\n"
+        text = page.read_text(encoding="utf-8")
+        for path in out.glob("*/manifest.json"):
+            assert path.parent.name in text
+
+    def test_one_report_from_a_device_reaches_a_page(
+        self, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (latency,) = out.glob("latency-*")
+        done = CliRunner().invoke(main, ["report", str(latency)])
+        assert (done.exit_code, done.stdout) == (0, "report.html\n"), done.output
+        assert latency.name in Path("report.html").read_text(encoding="utf-8")
+
+    def test_json_names_what_is_on_the_page(self, out: Path, tmp_path: Path) -> None:
+        (latency,) = out.glob("latency-*")
+        page = tmp_path / "page.html"
+        done = CliRunner().invoke(main, ["report", str(latency), "--out", str(page), "--json"])
+        document = json.loads(done.stdout)
+        assert document["report"] == str(page)
+        assert [each["kind"] for each in document["artifacts"]] == ["LatencyReport"]
+
+    def test_a_directory_without_any_is_told(self, tmp_path: Path) -> None:
+        done = CliRunner().invoke(main, ["report", str(tmp_path)])
+        assert (done.exit_code, done.stdout) == (3, "")
+        assert done.stderr == (
+            f"edgekd: {tmp_path}: neither it nor any directory in it holds a manifest.json: give "
+            "an artifact, or the --out of the verb that made some\n"
+        )

@@ -152,7 +152,7 @@ def test_a_pattern_that_matches_nothing_is_told(section: str, key: str) -> None:
     chosen: Any = model.model_validate({key: ["fc2"]})
     sections = (chosen, None) if section == "sparsity" else (None, chosen)
     expected = (
-        f"{section}.{key}: 'fc2' matches no Linear or Conv2d. did you mean \"fc1\"? There are: "
+        f"{section}.{key}: 'fc2' matches no Linear or Conv2d. Did you mean \"fc1\"? There are: "
     )
     with pytest.raises(ConfigError, match=re.escape(expected + "conv, fc1")):
         plan([conv(16), linear()], *sections)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pty
 import re
+import subprocess
 import sys
 
 import pytest
@@ -56,3 +60,69 @@ def test_bar_draws_on_a_terminal_and_cleans_up(
     assert "7/40" in captured.err
     erased = "\x1b[2K"
     assert captured.err.rstrip("\n").endswith(erased)
+
+
+# Counts threads after giving one that was told to end a moment to do so.
+NESTED = """
+import json, sys, threading, time
+from edgekd import progress
+
+def alone():
+    end = time.monotonic() + 2
+    while threading.active_count() > 1 and time.monotonic() < end:
+        time.sleep(0.01)
+    return threading.active_count() == 1
+
+counted = {{}}
+with progress.stage("the-outer"):
+    time.sleep(0.3)
+    with progress.{inner} as show:
+        for step in range(3):
+            if "{inner}".startswith("bar"):
+                show(step + 1, "")
+                counted.setdefault("alone", alone())
+            progress.say("a remark")
+            time.sleep(0.3)
+    counted["after"] = threading.active_count()
+    time.sleep(0.3)
+print(json.dumps(counted))
+"""
+
+
+def on_a_terminal(code: str) -> tuple[str, dict[str, int]]:
+    """All that a program draws on a terminal, and what it prints as its result."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=theirs, env=environment
+    )
+    os.close(theirs)
+    drawn = b""
+    try:
+        while more := os.read(ours, 4096):
+            drawn += more
+    except OSError:  # how Linux says that the other end was closed
+        pass
+    finally:
+        os.close(ours)
+    printed, _ = child.communicate()
+    assert child.returncode == 0, drawn.decode()
+    return drawn.decode(), json.loads(printed)
+
+
+@pytest.mark.parametrize("inner", ['bar("the-inner", 3)', 'stage("the-inner")'])
+def test_what_is_inside_a_stage_has_the_line_to_itself(inner: str) -> None:
+    drawn, counted = on_a_terminal(NESTED.format(inner=inner))
+    names = re.findall("the-outer|the-inner", drawn)
+    turns = [name for name, before in zip(names, [""] + names, strict=False) if name != before]
+    assert turns == ["the-outer", "the-inner", "the-outer"]
+    assert drawn.count("the-outer") > 4, "the spinner turns again after what was inside it"
+    assert drawn.count("a remark") == 3
+    shown = [re.split("\r|\n", line) for line in drawn.split("\x1b[2K")]
+    assert not [part for parts in shown for part in parts if "outer" in part and "inner" in part]
+    assert counted["after"] == 2
+
+
+def test_no_thread_draws_while_a_bar_is_shown() -> None:
+    _, counted = on_a_terminal(NESTED.format(inner='bar("the-inner", 3)'))
+    assert counted == {"alone": True, "after": 2}

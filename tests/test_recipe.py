@@ -70,14 +70,14 @@ def test_a_recipe_is_frozen_and_survives_its_own_dump() -> None:
         (
             "distill.step",
             3,
-            'unknown key distill.step: did you mean "steps"? There are: batch_size,',
+            'unknown key distill.step: Did you mean "steps"? There are: batch_size,',
         ),
         (
             "distil",
             {},
-            'unknown key distil: did you mean "distill"? There are: arms, data, distill,',
+            'unknown key distil: Did you mean "distill"? There are: arms, data, distill,',
         ),
-        ("distill.losses.logit", 1.0, 'unknown key distill.losses.logit: did you mean "logits"?'),
+        ("distill.losses.logit", 1.0, 'unknown key distill.losses.logit: Did you mean "logits"?'),
         (
             "teacher.fit",
             {"steps": 1, "lr": 0.1},
@@ -163,7 +163,7 @@ def test_a_recipe_is_frozen_and_survives_its_own_dump() -> None:
         (
             "gate.latency",
             2.0,
-            'unknown key gate.latency: did you mean "latency_ms"? There are: accuracy_drop_points',
+            'unknown key gate.latency: Did you mean "latency_ms"? There are: accuracy_drop_points',
         ),
     ],
 )
@@ -185,7 +185,7 @@ def test_all_problems_are_told_together() -> None:
     problems = message.removeprefix("3 problems: ").split("; ")
     assert problems[0] == "data.source is missing"
     assert problems[1] == "distill.steps: found -1, expected at least 0"
-    assert problems[2].startswith('unknown key sead: did you mean "seed"? There are: arms, ')
+    assert problems[2].startswith('unknown key sead: Did you mean "seed"? There are: arms, ')
 
 
 def test_unknown_keys_inside_lists_of_sections_name_their_neighbours() -> None:
@@ -199,7 +199,7 @@ def test_unknown_keys_inside_lists_of_sections_name_their_neighbours() -> None:
 
         rows: list[Row]
 
-    with pytest.raises(ConfigError, match=r'unknown key rows\.0\.heigt: did you mean "height"\?'):
+    with pytest.raises(ConfigError, match=r'unknown key rows\.0\.heigt: Did you mean "height"\?'):
         recipe.check(Table, {"rows": [{"height": 1, "heigt": 2}]}, "table.toml")
 
 
@@ -266,7 +266,7 @@ def test_a_name_that_does_not_exist_is_answered_with_those_that_do() -> None:
         recipe.load("digit-vit")
     assert str(caught.value).startswith(
         "recipe 'digit-vit': no such file, and no shipped recipe has that name. "
-        'did you mean "digits-vit"? There are: '
+        'Did you mean "digits-vit"? There are: '
     )
 
 

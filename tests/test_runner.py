@@ -140,7 +140,7 @@ def test_somebody_who_recorded_nothing(onnx_model: Models) -> None:
     with pytest.raises(ArtifactError) as caught:
         runner.recorded(samples, "techer")
     assert "holds no outputs of 'techer'" in str(caught.value)
-    assert 'did you mean "teacher"? There are: student, teacher' in str(caught.value)
+    assert 'Did you mean "teacher"? There are: student, teacher' in str(caught.value)
 
 
 def test_only_models_and_engines_open(onnx_model: Models) -> None:

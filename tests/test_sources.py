@@ -167,7 +167,7 @@ def test_columns_that_are_not_clear_are_to_be_named(make: Maker, folders: Path) 
         sources.load(make(**section))
     found = sources.load(make(**section, label="number"))
     assert everything(found.evaluation)[1].tolist() == [0, 1, 2, 0, 1, 2]
-    with pytest.raises(ConfigError, match=r"no column 'numer'\. did you mean .number."):
+    with pytest.raises(ConfigError, match=r"no column 'numer'\. Did you mean .number."):
         sources.load(make(**section, label="numer"))
     with pytest.raises(ConfigError, match=f"'class' holds integer, expected image. {listed}"):
         sources.load(make(**section, label="number", image="class"))

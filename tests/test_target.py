@@ -73,7 +73,7 @@ def test_the_runtime_must_agree_in_every_component_the_target_names() -> None:
 def test_an_unknown_name_gives_the_nearest_and_all_that_exist() -> None:
     with pytest.raises(ConfigError) as caught:
         target.load("jetson-agx-orin-64gb-jp6")
-    assert 'did you mean "jetson-agx-orin-64gb-jp6.2"?' in str(caught.value)
+    assert 'Did you mean "jetson-agx-orin-64gb-jp6.2"?' in str(caught.value)
     assert "a100-sxm4-80gb-trt10.13, a100-sxm4-80gb-trt11.4, cpu" in str(caught.value)
 
 
@@ -103,7 +103,7 @@ def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     text = MINIMAL.replace("platforms", "platform", 1).replace('"onnxruntime"', '"tvm"')
     with pytest.raises(ConfigError) as caught:
         target.load(written(tmp_path, text))
-    assert "unknown key platform: did you mean" in str(caught.value)
+    assert "unknown key platform: Did you mean" in str(caught.value)
     assert "runtime: found 'tvm', expected 'tensorrt' or 'onnxruntime'" in str(caught.value)
     assert "platforms is missing" in str(caught.value)
 

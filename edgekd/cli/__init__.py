@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from edgekd.cli import look, make, measure
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, install
 
 # Packages that not every machine has, and the extra that brings each.
 TRAIN = ("torch", "transformers", "safetensors", "modelopt", "onnx", "onnx_ir", "jinja2", "sklearn",
@@ -42,7 +42,7 @@ class _Cli(click.Group):
                 raise
             click.echo(
                 f"edgekd: this verb needs {package}, which is not installed: "
-                f"pip install 'edgekd[{EXTRA[package]}]'",
+                f"{install(EXTRA[package])}",
                 err=True,
             )
             sys.exit(3)

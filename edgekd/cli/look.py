@@ -1,4 +1,4 @@
-"""Verbs that look at artifacts and at the machine, and change neither."""
+"""Verbs that look at artifacts and at the machine, and change neither; one writes a page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from pathlib import Path
 import click
 
 from edgekd import artifact, kinds, target
-from edgekd.cli.options import json_option, out_option, source_argument
+from edgekd.artifact import MANIFEST, Artifact, Kind
+from edgekd.cli.options import document, json_option, out_option, source_argument
+from edgekd.errors import ArtifactError
+
+# Named, so that one of an older layout is told and not read.
+_KINDS = tuple(kind for kind in vars(kinds).values() if isinstance(kind, Kind))
 
 
 @click.command()
@@ -52,6 +57,35 @@ def inspect(path: Path, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument(
+    "paths", metavar="ARTIFACT...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option(
+    "--out",
+    "path",
+    default="report.html",
+    show_default=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File to write.",
+)
+@json_option
+def report(paths: tuple[Path, ...], path: Path, as_json: bool) -> None:
+    """Write the page about any artifacts, for example those that came back from a device.
+
+    A directory of artifacts, such as out, stands for every artifact in it.
+    """
+    found = [each for given in paths for each in _artifacts(given)]
+    from edgekd.report import report
+
+    made = report(found, path)
+    if as_json:
+        artifacts = [document(each) for each in found]
+        click.echo(json.dumps({"report": str(made), "artifacts": artifacts}))
+    else:
+        click.echo(made)
+
+
+@click.command()
 @out_option
 @json_option
 def doctor(out: Path | None, as_json: bool) -> None:
@@ -81,9 +115,23 @@ def targets(as_json: bool) -> None:
         click.echo(f"{each.name:<30} {each.device:<28} {software:<20} Python {each.python}")
 
 
+def _artifacts(path: Path) -> list[Artifact]:
+    """The artifact of that path, or every one that lies in that directory."""
+    if not path.is_dir() or (path / MANIFEST).is_file():
+        return [artifact.load(path, *_KINDS)]
+    found = [artifact.load(file.parent, *_KINDS) for file in sorted(path.glob(f"*/{MANIFEST}"))]
+    if not found:
+        raise ArtifactError(
+            f"{path}: neither it nor any directory in it holds a {MANIFEST}: give an artifact, or "
+            "the --out of the verb that made some"
+        )
+    return found
+
+
 VERBS = (
     infer,
     inspect,
+    report,
     doctor,
     targets,
 )

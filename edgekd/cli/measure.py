@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgekd import artifact, kinds, progress, recipe
+from edgekd.cli import told
 from edgekd.cli.options import json_option, out_option, samples_option, show, source_argument
 
 
@@ -24,6 +25,8 @@ def evaluate(path: Path, samples_path: Path | None, out: Path | None, as_json: b
 
     with progress.stage(f"evaluate {path.name}"):
         made = evaluate(model, out or path.parent, samples)
+    for line in told.accuracy(made):
+        progress.say(line)
     show(made, as_json)
 
 
@@ -51,6 +54,8 @@ def bench(
     samples = None if samples_path is None else artifact.load(samples_path, kinds.SAMPLES)
     with progress.stage(f"bench {chosen.name}"):
         made = bench(engines, chosen, out or paths[0].parent, samples)
+    for line in told.latency(made):
+        progress.say(line)
     show(made, as_json)
 
 

@@ -139,13 +139,9 @@ def from_json(text: str) -> list[EngineLayer]:
     try:
         return [
             EngineLayer(
-                name=row["name"],
-                type=row["type"],
+                **{name: row[name] for name in ("name", "type", "tactic")},
+                **{name: _tensors(row[name]) for name in ("inputs", "outputs", "constants")},
                 onnx_nodes=tuple(row["onnx_nodes"]),
-                inputs=_tensors(row["inputs"]),
-                outputs=_tensors(row["outputs"]),
-                constants=_tensors(row["constants"]),
-                tactic=row["tactic"],
             )
             for row in json.loads(text)
         ]

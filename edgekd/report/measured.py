@@ -125,5 +125,5 @@ def _against(timing: Timing, row: dict[str, object]) -> str:
         return ""
     first, number = spoken(timing.names[0]), f"{ratio['estimate']:.2f}"
     if not differs(ratio):
-        return f", {NO_DIFFERENCE} to {first}'s ({number}, {ratio_interval(ratio)})"
+        return f", {NO_DIFFERENCE} from {first}'s ({number}, {ratio_interval(ratio)})"
     return f", {number} times {first}'s ({ratio_interval(ratio)})"

@@ -29,7 +29,6 @@ from edgekd.report.words import (
     time,
 )
 
-
 _FORMS: dict[str, Literal["int8", "sparse"]] = {"INT8": "int8", "2:4": "sparse"}
 
 

@@ -159,7 +159,7 @@ def test_roles_decide_how_an_output_is_compared() -> None:
 
 
 def test_an_output_that_is_not_there_is_told() -> None:
-    with pytest.raises(ConfigError, match=r"there is no output 'box'. did you mean .boxes."):
+    with pytest.raises(ConfigError, match=r"there is no output 'box'. Did you mean .boxes."):
         Objective(Losses(blocks=0, outputs={"box": 1.0}), *two_heads(), BOTH)
 
 

@@ -37,7 +37,7 @@ def test_every_wrong_key_is_named_at_once(tmp_path: Path) -> None:
     path = _changed(tmp_path, "steps = 2", 'stepz = 2\nbatch_size = "many"')
     _refused(
         "distill", path, "--out", tmp_path / "out",
-        words=("3 problems", "distill.stepz", 'did you mean "steps"', "distill.steps is missing",
+        words=("3 problems", "distill.stepz", 'Did you mean "steps"', "distill.steps is missing",
                "distill.batch_size", "'many'"),
     )  # fmt: skip
     assert not (tmp_path / "out").exists()
@@ -110,7 +110,7 @@ def test_an_out_that_is_no_directory(tmp_path: Path) -> None:
 
 def test_a_target_that_does_not_exist(tmp_path: Path) -> None:
     path = write_recipe(tmp_path)
-    words = ("jetson-agx-orin-64gb-jp6.2", "did you mean")
+    words = ("jetson-agx-orin-64gb-jp6.2", "Did you mean")
     _refused("run", path, "--target", "jetson-agx-orin-64gb-jp6.3", words=words, cwd=tmp_path)
     assert not (tmp_path / "out").exists()
 

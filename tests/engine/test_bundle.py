@@ -150,7 +150,7 @@ def test_an_arm_that_is_none_is_told_which_there_are(three: dict[str, Artifact])
     with pytest.raises(ConfigError) as caught:
         bundles.arms_of(three["sparse"], {"dence": three["dense"]})
     assert str(caught.value) == (
-        "arm 'dence': no arm has that name. did you mean \"dense\"? There are: dense, fp16, sparse"
+        "arm 'dence': no arm has that name. Did you mean \"dense\"? There are: dense, fp16, sparse"
     )
 
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+
 from edgekd.artifact import Artifact
+from edgekd.report import report as write
 from edgekd.report.claims import claims
 from edgekd.report.collection import Collection
 from edgekd.report.findings import Finding
@@ -73,15 +78,53 @@ def test_the_verdict_tells_the_ratio_and_what_it_does_not_stand_for(maker: Maker
     run = Collection([*models, *engines, report, maker.bundle(models[1], ORIN)])
     assert sentence(run) == (
         "2:4 INT8 takes 0.50 times the float teacher's p90 (0.50 to 0.50), measured on cpu with "
-        "ONNX Runtime, which uses no 2:4: that stands for no other device. Not measured on orin."
+        "ONNX Runtime, which uses no 2:4: that stands for no other device. Uncontrolled machine: "
+        "ratios only. Not measured on orin."
     )
     ratio, away = glance(run)[-2:]
     assert ratio == (
         "p90, times the float teacher's",
         "0.50",
-        "0.50 to 0.50; 2:4 INT8 on cpu, one-by-one",
+        "0.50 to 0.50; 2:4 INT8 on cpu, one-by-one; uncontrolled machine: ratios only",
     )
     assert away == ("Latency on the device", "not measured", "orin")
+
+
+def test_a_ratio_that_may_be_1_shows_no_difference(maker: Maker, tmp_path: Path) -> None:
+    models, engines = arms(maker)
+    times = samples([400, 396], scenario(), spread=0.3)
+    report = latency(maker, engines, times, state=LOCKED)
+    run = Collection([*models, *engines, report])
+    found = report.read_json("latency.json")["engines"][1]["ratio_to_first"]["p90"]
+    assert found["low"] < 1 < found["high"]
+    numbers = "{estimate:.2f}, {low:.2f} to {high:.2f}".format(**found)
+    assert sentence(run) == (
+        f"p90 of 2:4 INT8 against the float teacher's: no difference shown ({numbers}), measured "
+        "on cpu with ONNX Runtime, which uses no 2:4: that stands for no other device."
+    )
+    seen = glance(run)[-1]
+    assert seen.number == "no difference shown"
+    assert seen.note == f"{numbers}; 2:4 INT8 on cpu, one-by-one"
+    (finding,) = claims(run)[-1].findings
+    assert f", no difference shown from the float teacher's ({numbers})." in finding.text
+    page = write([*models, *engines, report], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"<strong>{found['estimate']:.2f}</strong>" not in page
+    assert '<span class="note">no difference shown</span>' in page
+    assert '<dd class="number unseen">no difference shown</dd>' in page
+
+
+def test_a_result_that_may_not_be_quoted_says_so_on_the_first_screen(maker: Maker) -> None:
+    models, engines = arms(maker)
+    times = samples([400, 200], scenario(), spread=0)
+    times[1] = times[1] * np.linspace(1, 3, times.shape[-1])  # queries that depend on one another
+    report = latency(maker, engines, times.astype(np.int64))
+    valid = [row["valid"] for row in report.read_json("latency.json")["engines"]]
+    assert valid[1] is False
+    run = Collection([*models, *engines, report])
+    doubt = "ncontrolled machine: ratios only; not valid: "
+    assert f" U{doubt}" in sentence(run)
+    assert f"; u{doubt}" in glance(run)[-1].note
+    assert glance(run)[-1].note.endswith("2:4 INT8")
 
 
 def test_the_verdict_tells_another_networks_latency_as_anothers(maker: Maker) -> None:

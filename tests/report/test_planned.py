@@ -49,6 +49,14 @@ def test_attention_and_shares_are_told(found: planning.Plan) -> None:
     assert f"{found.macs_share_int8:.1%} in INT8" in text
 
 
+def test_a_student_without_int8_is_not_called_int8(tmp_path: Path) -> None:
+    float_convolutions = {"calibration_samples": 32, "convolutions": False}
+    recipe = tiny(tmp_path, configs.RESNET, "images", quantization=float_convolutions)
+    text = planned(planning.plan(recipe, target.load("a100-sxm4-80gb-trt11.4")))
+    assert "2:4 INT8" not in text
+    assert ", 2:4 fp16 " in text.split("predicted in all: ")[1]
+
+
 def test_where_sparsity_cannot_pay_is_told(found: planning.Plan) -> None:
     idle = [replace(row, pays=False) if row.sparse else row for row in found.rows]
     text = planned(replace(found, rows=idle))

@@ -82,11 +82,12 @@ def test_the_first_screen_tells_them_apart(demo: list[Artifact], larger: Artifac
     told = {sentence.lead: sentence.text for sentence in verdict(run, claims(run))}
     assert told["Latency"] == (
         "2:4 INT8 takes 1.15 times the float teacher's p90 (1.15 to 1.15), measured on cpu with "
-        "ONNX Runtime, which uses no 2:4: that stands for no other device. Not measured on a100."
+        "ONNX Runtime, which uses no 2:4: that stands for no other device. Uncontrolled machine: "
+        "ratios only. Not measured on a100."
     )
     assert told["Latency only"] == (
         "of vit-s-random (random weights), measured on cpu: 2:4 INT8 takes 0.50 times the float "
-        "teacher's p90 (0.50 to 0.50)."
+        "teacher's p90 (0.50 to 0.50). Uncontrolled machine: ratios only."
     )
 
 
