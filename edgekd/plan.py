@@ -92,7 +92,7 @@ class Plan:
         target: Its name.
         batch: Examples in one query.
         rows: In forward order, attention blocks last.
-        attention_blocks: Blocks that must be fused, one kernel each.
+        attention_blocks: Blocks that must be fused, one kernel each; a row says why another is not.
         macs_share_int8: Share of the weights' multiply-accumulates planned for INT8, 0 to 1.
         macs_share_sparse: The same for 2:4.
         total_ns: Arm -> sum of the rows; None without facts.
@@ -153,7 +153,7 @@ def plan(recipe: Recipe, target: Target) -> Plan:
         target=target.name,
         batch=batch,
         rows=rows,
-        attention_blocks=len(seen.attention),
+        attention_blocks=sum(not block.unfused for block in seen.attention),
         macs_share_int8=share_of_macs(layers, "int8"),
         macs_share_sparse=share_of_macs(layers, "sparse"),
         total_ns=_total(rows),
@@ -309,8 +309,9 @@ def _bound(macs: int, bytes_: dict[str, int], layer: LayerPlan, target: Target) 
 
 
 def _attention(number: int, block: traffic.AttentionBlock, batch: int, target: Target) -> Row:
-    """A fused attention block, in half precision in every arm."""
-    reason = "attention's products have no weights; they run fused in half precision"
+    """An attention block, in half precision in every arm."""
+    how = block.unfused or "fused in half precision"
+    reason = f"attention's products have no weights; {how}"
     layer = LayerPlan(
         layer=f"attention {number}",
         type="attention",

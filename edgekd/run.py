@@ -25,6 +25,7 @@ from edgekd.bench.bench import bench, newest
 from edgekd.bench.scenario import Scenario
 from edgekd.errors import ConfigError, ContractError, ToolchainError, UnsupportedError
 from edgekd.evaluate import evaluate
+from edgekd.plan import refuse
 from edgekd.recipe import Export, Recipe
 from edgekd.target import Target, load
 
@@ -80,6 +81,7 @@ def run(
 
     if len(set(recipe.arms)) != len(recipe.arms):
         raise ConfigError(f"recipe {recipe.name}: arms are {recipe.arms}: name each arm once")
+    refuse(recipe, targets)
     made: list[Artifact] = []
     with progress.stage("teacher") as done:
         made.append(teach(recipe, out))
@@ -88,6 +90,11 @@ def run(
     candidates: list[Candidate] = []
     judge, settings = _judge(recipe, targets), recipe.export
     for arm in sorted(recipe.arms, key=MAIN_FIRST.index):
+        if arm == "dense" and "sparse" in graphs and not graphs["sparse"].results["quantized"]:
+            progress.say(
+                "dense: left out, no layer is planned for INT8"
+            )
+            continue
         source = made[0] if arm == "fp16" else _student(recipe, arm, out)
         with progress.stage(f"export {arm}") as done:
             # All arms are exported as the main one is: they are compared with each other.

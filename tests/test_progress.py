@@ -78,7 +78,7 @@ with progress.stage("the-outer"):
     time.sleep(0.3)
     with progress.{inner} as show:
         for step in range(3):
-            if "{inner}".startswith("bar"):
+            if show.__name__ == "show":
                 show(step + 1, "")
                 counted.setdefault("alone", alone())
             progress.say("a remark")
@@ -114,7 +114,7 @@ def on_a_terminal(code: str) -> tuple[str, dict[str, int]]:
 def test_what_is_inside_a_stage_has_the_line_to_itself(inner: str) -> None:
     drawn, counted = on_a_terminal(NESTED.format(inner=inner))
     names = re.findall("the-outer|the-inner", drawn)
-    turns = [name for name, before in zip(names, [""] + names, strict=False) if name != before]
+    turns = [name for name, before in zip(names, ["", *names], strict=False) if name != before]
     assert turns == ["the-outer", "the-inner", "the-outer"]
     assert drawn.count("the-outer") > 4, "the spinner turns again after what was inside it"
     assert drawn.count("a remark") == 3

@@ -58,7 +58,7 @@ def _watch(model: nn.Module, *shape: int, examples: int = 3) -> traffic.Traffic:
 def test_attention_is_two_products_of_activations_however_it_is_written(kind: str) -> None:
     found = _watch(Attention(kind), TOKENS, WIDTH)
     # Q K^T and P V take 6 x 6 x 8 multiply-accumulates each; Q, K, V and the result hold 48.
-    assert found.attention == [AttentionBlock(macs=2 * 288, elements=4 * 48)]
+    assert found.attention == [AttentionBlock(2 * 288, elements=4 * 48, k=8, n=8)]
 
 
 def test_counts_are_for_one_example() -> None:
@@ -163,3 +163,19 @@ class _Taking(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x)
+
+
+class Unequal(nn.Module):
+    """Attention whose heads have 8 features in keys and 16 in values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = x[..., :8], x[..., 8:16], x[..., 16:]
+        return (q @ k.transpose(-2, -1)).softmax(-1) @ v
+
+
+def test_heads_of_unequal_keys_and_values_are_not_fused_and_say_so() -> None:
+    (block,) = _watch(Unequal(), TOKENS, 32).attention
+    assert (block.k, block.n) == (8, 16)
+    assert "a head's keys have 8 features and its values 16" in block.unfused
+    assert "two products and a softmax" in block.unfused
+    assert not _watch(Attention("softmax"), TOKENS, WIDTH).attention[0].unfused

@@ -52,7 +52,7 @@ from edgekd.models import Tensors
 from edgekd.recipe import Recipe
 from edgekd.weights import save_weights, state
 
-TOOLS = ("torch", "transformers", "numpy", "safetensors")
+TOOLS = ("torch", "transformers", "timm", "numpy", "safetensors")
 StudentArm = Literal["dense", "sparse"]
 
 

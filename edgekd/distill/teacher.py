@@ -23,7 +23,7 @@ from edgekd.errors import ConfigError
 from edgekd.recipe import Recipe
 from edgekd.weights import load_weights, save_weights
 
-TOOLS = ("torch", "transformers", "numpy", "safetensors")
+TOOLS = ("torch", "transformers", "timm", "numpy", "safetensors")
 # The code that decides what an example is.
 DATA_SOURCES = ("edgekd.data", "edgekd.io_json", "edgekd.metric", "edgekd.noise",
                 "edgekd.sources", "edgekd.interface", "edgekd.processors",

@@ -258,7 +258,8 @@ def _build_plan(
         table = work.keep / "layers.json"
         table.write_text(layers.to_json(plan.layers), encoding="utf-8")
         whole = f"{where} (whole layer table: {table})"
-        rows = layers.prove(plan.layers, planned, blocks, whole) if planned else []
+        unfused = len(model.results.get("attention_unfused", ()))
+        rows = layers.prove(plan.layers, planned, blocks, whole, unfused) if planned else []
         (work.scratch / "model.plan").write_bytes(plan.plan)
         (work.scratch / "build.log").write_text("\n".join(plan.log) + "\n", encoding="utf-8")
         results = _common(work, model, runtime, plan.layers, rows, planned=len(planned))
@@ -341,6 +342,7 @@ def _common(
         "planned_int8": planned,
         "int8": sum(row.int8 for row in rows),
         "attention_blocks": model.results["attention_blocks"],
+        "attention_unfused": model.results.get("attention_unfused", []),
         "loose_products": model.results.get("loose_products"),
         "fused_attention": sum(layer.is_fused_attention for layer in table),
     }

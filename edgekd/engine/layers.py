@@ -212,22 +212,23 @@ def prove(
     planned: Sequence[Planned],
     attention_blocks: int,
     where: str,
+    unfused: int = 0,
 ) -> list[Ran]:
     """Prove that every planned linear runs in INT8 and every attention block in one kernel.
 
-    Attention is fused where the table has as many fused attention kernels as the model has
-    attention blocks, and neither a softmax nor a multiplication of two activations is left.
+    That is: as many fused kernels as blocks, no softmax or product of two activations left over.
 
     Args:
         layers: The engine's layer table.
         planned: The linears and convolutions that must run in INT8.
         attention_blocks: Attention blocks of the model; 0 where its softmaxes are its own affair.
         where: What was built, to begin the message with.
+        unfused: Further blocks that stay two products and a softmax each.
 
     Returns: The rows of `ran`.
 
     Raises:
-        ContractError: Names every planned linear and attention layer that fails, and how it ran.
+        ContractError: Names every linear and attention layer that fails, and how it ran.
     """
     problems, rows = [], ran(layers, planned)
     failed = [_ran_as(row) for row in rows if not row.int8]
@@ -240,13 +241,13 @@ def prove(
     fused = sum(layer.is_fused_attention for layer in layers)
     left = _unfused_attention(layers, planned)
     if not attention_blocks:  # a softmax may then be the model's own; two activations may not meet
-        left = [each for each in left if each.startswith("batched gemm")]
+        left = [each for each in left if not each.startswith("softmax")]
     if fused > attention_blocks:
         problems.append(
             f"{fused} fused attention kernels, but {attention_blocks} attention blocks were "
             "recognised in the graph: write attention as MatMul, Softmax, MatMul"
         )
-    elif fused != attention_blocks or left:
+    elif fused != attention_blocks or len(left) > 3 * unfused:
         problems.append(
             f"{fused} fused attention kernels, expected {attention_blocks}, and left unfused: "
             f"{', '.join(left) or 'nothing'}. Fusing needs one Softmax and fp16 around INT8 linears"
@@ -257,7 +258,7 @@ def prove(
 
 
 def _row(linear: Planned, layers: Sequence[EngineLayer]) -> Ran:
-    """Find the engine layer that multiplies for one planned linear, and describe it."""
+    """The engine layer that multiplies for one planned linear."""
     parts = [layer for layer in layers if linear.node in layer.onnx_nodes]
     if not parts:
         return Ran(linear.layer, linear.node, "", "", NOT_SHOWN, 0, NOT_SHOWN, NOT_SHOWN, False)
@@ -288,10 +289,7 @@ def _row(linear: Planned, layers: Sequence[EngineLayer]) -> Ran:
 
 
 def _weight(layer: EngineLayer, weight_count: int) -> Tensor | None:
-    """The weight as the layer multiplies it: a constant, or what another layer made of one.
-
-    Some TensorRT 10 tables list no constants; there a kernel's name tells.
-    """
+    """The weight as multiplied: a constant, or made of one; else a kernel's name tells."""
     operands = layer.constants + layer.inputs[1:]
     weights = [tensor for tensor in operands if tensor.count >= weight_count]
     if weights:  # any of them may be the one that is multiplied: the widest speaks for all

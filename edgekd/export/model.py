@@ -18,7 +18,7 @@ import onnx_ir as ir
 from safetensors.torch import load_file
 from torch import nn
 
-from edgekd import artifact, data, io_json, kinds, models, progress, structure
+from edgekd import artifact, data, io_json, kinds, models, progress, structure, traffic
 from edgekd.artifact import (
     Artifact,
     Question,
@@ -38,10 +38,11 @@ from edgekd.export.to_onnx import Form, convert_float16, export_float32
 from edgekd.recipe import Export
 from edgekd.weights import load_weights
 
-TOOLS = ("torch", "transformers", "onnx", "onnx-ir", "onnxruntime", "nvidia-modelopt", "numpy")
+TOOLS = ("torch", "transformers", "timm", "onnx", "onnx-ir", "onnxruntime", "nvidia-modelopt",
+         "numpy")  # fmt: skip
 SOURCES = ("edgekd.export", "edgekd.models", "edgekd.weights", "edgekd.unpack", "edgekd.structure",
            "edgekd.data", "edgekd.io_json", "edgekd.eligible",
-           "edgekd.qdq", "edgekd.quant", "edgekd.sparse24")  # fmt: skip
+           "edgekd.traffic", "edgekd.qdq", "edgekd.quant", "edgekd.sparse24")  # fmt: skip
 
 
 def export(source: Artifact, out: Path, settings: Export | None = None) -> Artifact:
@@ -113,6 +114,7 @@ def _write(source: Artifact, samples: Artifact, settings: Export, work: Work) ->
         {n: a[:2].repeat(2 // min(2, len(a)), 0) for n, a in inputs.items()}, model
     )
     rows, student = _plan(source, model, example, io)
+    unfused = [b.unfused for b in traffic.watch(model, example, io).attention if b.unfused]
     qdq_form.attach(model, rows, student)
     _same_as_recorded(model, inputs, recorded, io, source)
 
@@ -132,11 +134,13 @@ def _write(source: Artifact, samples: Artifact, settings: Export, work: Work) ->
     (work.scratch / "layers.json").write_text(json.dumps(layers, indent=1) + "\n", encoding="utf-8")
     io_json.copy(source, work.scratch)
     attention = count_attention(ir.load(path)).as_json()
+    attention["attention_blocks"] -= len(unfused)
     storage.release()
     results = {
         "quantized": any(row.int8 for row in rows),
         "sparse": any(row.sparse for row in rows),
         **attention,
+        "attention_unfused": unfused,
         "layers": len(rows),
         "layers_int8": sum(row.int8 for row in rows),
         "layers_sparse": sum(row.sparse for row in rows),
@@ -216,3 +220,5 @@ def _tell(results: Mapping[str, Any]) -> None:
             f"size over {found['samples']} samples"
         )
     progress.say(line)
+    for why in sorted(set(results["attention_unfused"])):
+        progress.say(f"onnx: {results['attention_unfused'].count(why)} attention blocks are {why}")

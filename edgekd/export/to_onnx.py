@@ -95,7 +95,7 @@ def _traced(model: nn.Module, example: Tensors, io: IO, form: Form, folder: Path
     wrapped = _Positional(model, io).eval()
     places: list[tuple[str, int]] = []
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), _as_it_was(model), torch.no_grad():
             if form.exporter == "dynamo":
                 graph = dynamo.trace(wrapped, inputs, io, form.opset, form.limits)
             else:
@@ -106,6 +106,22 @@ def _traced(model: nn.Module, example: Tensors, io: IO, form: Form, folder: Path
         raise refusals.explained(error, model, example, io) from error
     refusals.require_no_reads(places, model, example, io)
     return graph
+
+
+@contextlib.contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Take back what tracing leaves in a network's attributes.
+
+    transformers' Swin keeps its window's size there, which under the tracer is a tensor: the same
+    network, run once more, would seem to decide by its data.
+    """
+    plain = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, values in plain:
+            vars(module).clear()
+            vars(module).update(values)
 
 
 class _Positional(nn.Module):

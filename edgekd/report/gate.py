@@ -48,8 +48,9 @@ class Gate:
 
 
 def gates(run: Collection) -> list[Gate]:
-    """Every Verdict among the artifacts."""
-    return [_gate(run, verdict) for verdict in run.of("Verdict")]
+    """Every Verdict among the artifacts, the worst first."""
+    found = [_gate(run, verdict) for verdict in run.of("Verdict")]
+    return sorted(found, key=lambda gate: WORST_FIRST.index(gate.overall))
 
 
 def _gate(run: Collection, verdict: Artifact) -> Gate:

@@ -75,6 +75,8 @@ def _reasons(plan: Plan) -> list[str]:
     found: dict[tuple[str, str], list[Row]] = {}
     for row in plan.rows:
         if row.type == "attention":
+            if "not fused" in row.int8_reason:
+                found.setdefault(("in half precision", row.int8_reason), []).append(row)
             continue
         for what, reason in (("in float", row.int8_reason), ("dense", row.sparse_reason)):
             if reason:

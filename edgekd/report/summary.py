@@ -84,8 +84,10 @@ def verdict(run: Collection, found: list[Claim]) -> list[Sentence]:
     if failed := _phrases(found, "failed"):
         text = f"{listed([f'that {phrase}' for phrase in failed])}. Look there first."
         sentences.append(Sentence("failed", "Failed", text))
-    for gate in gates(run):
-        state, text = STATES[gate.overall], f"{gate.decisive}."
+    gated = gates(run)
+    for gate in gated:
+        about = f"{gate.about}: " if gate.about and len(gated) > 1 else ""
+        state, text = STATES[gate.overall], f"{about}{gate.decisive}."
         sentences.append(Sentence(state, f"Gate: {gate.overall}", text))
     sentences.append(Sentence("", "Made", _made(run)))
     if proven := [claim.phrase for claim in found if claim.states == {"proven"}]:
@@ -195,7 +197,8 @@ def _made(run: Collection) -> str:
             return _teacher(teachers[0])
         return "There is no graph among these artifacts."
     main = run.models[0]
-    others = [spoken(run.name(model)) for model in run.models[1:]]
+    names = dict.fromkeys(run.name(model) for model in run.models)  # a directory may hold two runs
+    others = [spoken(name) for name in names if name != run.name(main)]
     beside = f", with {listed(others)} beside it to compare" if others else ""
     if main not in run.compressed:
         return f"The teacher was exported as {run.name(main)}; nothing was compressed yet."

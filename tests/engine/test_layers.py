@@ -345,3 +345,21 @@ def test_two_activations_that_meet_unfused_are_refused_without_a_recognised_bloc
     mha = EngineLayer("a", "kgen", (), (), (), (), "_gemm_mha_v2")
     with pytest.raises(ContractError, match="1 fused attention kernels, but 0 "):
         prove([mha], [], 0, "model")
+
+
+def test_an_unfused_block_is_let_pass_only_where_it_is_expected() -> None:
+    scores = EngineLayer("qk", "gemm", (), (Tensor("Half", (-1, 49, 32)),) * 2, (), (), "")
+    softmax = EngineLayer("__myl_MaxrSubExpSumDiv", "kgen", (), (), (), (), "MaxrSubExpSumDiv")
+    table = [layer("fc"), scores, softmax, dataclasses.replace(scores, name="pv")]
+    assert prove(table, FC, 0, "here", unfused=1)[0].int8
+    with pytest.raises(ContractError, match="0 fused attention kernels, expected 0, and left"):
+        prove(table, FC, 0, "here")
+
+
+def test_signals_between_streams_are_read() -> None:
+    line = (
+        "Name: __mye7332_myl0_5, LayerType: signal, Inputs: [], Constants: [], Outputs: [], "
+        "TacticName: , StreamId: 0, EventId: 1, Metadata: "
+    )
+    (row,) = parse_dump(f"Layers:\n{line}\n\n")
+    assert (row.type, row.inputs, row.outputs, row.onnx_nodes) == ("signal", (), (), ())

@@ -77,3 +77,26 @@ def test_a_first_baseline_is_accepted_and_not_passed(maker: Maker, tmp_path: Pat
     assert "Checks of the gate" not in page
     both = Collection([*artifacts, verdict(maker, engine, (0.9, 0.8, 1.0))])
     assert headline(both, claims(both)).lead == "Gate: pass."  # what was judged comes first
+
+
+def test_of_several_verdicts_the_worst_is_told_first_and_each_says_of_what(maker: Maker) -> None:
+    student, teacher = maker.engines(
+        [maker.model(maker.student(maker.teacher(), "sparse")), maker.model(maker.teacher())]
+    )
+    judged = [verdict(maker, teacher, (0.9, 0.8, 1.0)), verdict(maker, student, (1.2, 1.1, 1.3))]
+    run = Collection([student, teacher, accepted(maker, teacher), *judged])
+    assert [gate.overall for gate in gates(run)] == ["regress", "pass", "accepted"]
+    told = [s.text for s in paragraph(run, []) if s.lead.startswith("Gate: ")]
+    assert told[0].startswith("2:4 INT8, one-by-one, cpu: time of a query over the baseline's")
+    assert told[1].startswith("float teacher, one-by-one, cpu: top-1 lost to the teacher")
+    assert told[2].startswith("float teacher, few, cpu: nothing was judged")
+
+
+def test_two_runs_of_one_directory_name_an_arm_once(maker: Maker) -> None:
+    teacher = maker.teacher()
+    models = [maker.model(maker.student(teacher, "sparse", accuracy=a)) for a in (0.8, 0.9)]
+    run = Collection([*models, maker.model(teacher), maker.model(teacher, attention_blocks=1)])
+    made = next(s.text for s in paragraph(run, []) if s.lead == "Made")
+    assert made.startswith(
+        "The teacher became a 2:4 INT8 student, with the float teacher beside it to compare. "
+    )

@@ -78,7 +78,7 @@ def tokens() -> Data:
 
 
 # Of transformers (``pixel_values``) and of timm (``x``), by edge length.
-images64, images96, images112 = (
-    functools.partial(_images, size, "pixel_values") for size in (64, 96, 112)
+images56, images64, images96, images112 = (
+    functools.partial(_images, size, "pixel_values") for size in (56, 64, 96, 112)
 )
 x64, x96, x112, x224 = (functools.partial(_images, size, "x") for size in (64, 96, 112, 224))

@@ -103,10 +103,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "swin": Family(
         _config(
-            "swin", "SwinForImageClassification", image_size=112, patch_size=4, embed_dim=96,
+            "swin", "SwinForImageClassification", image_size=56, patch_size=4, embed_dim=96,
             depths=[2, 2], num_heads=[3, 6], window_size=7, initializer_range=0.1,
         ),
-        "images112",
+        "images56",
         attention=4,
     ),
     "bert": Family(_language("bert", "BertForSequenceClassification", **_TEXT), "tokens", 2),
