@@ -16,12 +16,12 @@ from __future__ import annotations
 from edgekd.artifact import Kind
 
 TEACHER = Kind(
-    "Teacher", "teacher", 1, ("model.json", "model.safetensors", "samples.npz", "io.json")
+    "Teacher", "teacher", 2, ("model.json", "model.safetensors", "samples.npz", "io.json")
 )
 STUDENT = Kind(
     "Student",
     "student",
-    1,
+    2,
     (
         "model.json",
         "model.safetensors",
@@ -32,12 +32,12 @@ STUDENT = Kind(
         "io.json",
     ),
 )
-SAMPLES = Kind("Samples", "samples", 1, ("samples.npz", "io.json"))
+SAMPLES = Kind("Samples", "samples", 2, ("samples.npz", "io.json"))
 ONNX_MODEL = Kind(
-    "OnnxModel", "onnx-model", 1, ("trt.onnx", "ort.onnx", "io.json", "layers.json", "outputs.npz")
+    "OnnxModel", "onnx-model", 2, ("trt.onnx", "ort.onnx", "io.json", "layers.json", "outputs.npz")
 )
-ENGINE = Kind("Engine", "engine", 1, ("io.json", "layers.json"))
-BUNDLE = Kind("Bundle", "bundle", 1, ("bundle.json", "target.json", "COMMANDS.md"))
-ACCURACY_REPORT = Kind("AccuracyReport", "accuracy", 1, ("accuracy.json",))
+ENGINE = Kind("Engine", "engine", 2, ("io.json", "layers.json"))
+BUNDLE = Kind("Bundle", "bundle", 2, ("bundle.json", "target.json", "COMMANDS.md"))
+ACCURACY_REPORT = Kind("AccuracyReport", "accuracy", 2, ("accuracy.json",))
 LATENCY_REPORT = Kind("LatencyReport", "latency", 1, ("latency.json", "samples.npz", "state.json"))
 VERDICT = Kind("Verdict", "verdict", 1, ("verdict.json",))

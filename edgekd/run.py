@@ -25,7 +25,6 @@ from edgekd.bench.bench import bench, newest
 from edgekd.bench.scenario import Scenario
 from edgekd.errors import ConfigError, ContractError, ToolchainError, UnsupportedError
 from edgekd.evaluate import evaluate
-from edgekd.plan import refuse
 from edgekd.recipe import Export, Recipe
 from edgekd.target import Target, load
 
@@ -77,6 +76,7 @@ def run(
         EdgekdError: Whatever stage met a problem says so; finished artifacts stay.
     """
     from edgekd.distill.teacher import teach
+    from edgekd.plan import refuse
     from edgekd.report import report
 
     if len(set(recipe.arms)) != len(recipe.arms):
@@ -86,26 +86,8 @@ def run(
     with progress.stage("teacher") as done:
         made.append(teach(recipe, out))
         done(made[-1].path.name)
-    graphs: dict[str, Artifact] = {}
-    candidates: list[Candidate] = []
-    judge, settings = _judge(recipe, targets), recipe.export
-    for arm in sorted(recipe.arms, key=MAIN_FIRST.index):
-        if arm == "dense" and "sparse" in graphs and not graphs["sparse"].results["quantized"]:
-            progress.say(
-                "dense: left out, no layer is planned for INT8"
-            )
-            continue
-        source = made[0] if arm == "fp16" else _student(recipe, arm, out)
-        with progress.stage(f"export {arm}") as done:
-            # All arms are exported as the main one is: they are compared with each other.
-            if not graphs and judge is not None and source is not made[0]:
-                graphs[arm], candidates = _first_proven(source, settings, judge, out)
-                settings = Export.model_validate(graphs[arm].config["export"])
-            else:
-                graphs[arm] = _export(source, settings, out)
-            done(graphs[arm].path.name)
-        samples = artifact.parent(graphs[arm], "samples", kinds.SAMPLES)
-        made += [*([] if source is made[0] else [source]), samples, graphs[arm]]
+    graphs, more, candidates = _graphs(recipe, made[0], targets, out)
+    made += more
     runnable = list(graphs.values())
     for target in targets:
         built = _build(recipe, graphs, target, out)
@@ -124,6 +106,32 @@ def run(
         page = report(made, out / "report.html")
         done(str(page))
     return Result(made, page, candidates)
+
+
+def _graphs(
+    recipe: Recipe, teacher: Artifact, targets: Sequence[Target], out: Path
+) -> tuple[dict[str, Artifact], list[Artifact], list[Candidate]]:
+    """The OnnxModel of every arm, main first; all that was made; the ways of exporting tried."""
+    graphs: dict[str, Artifact] = {}
+    made: list[Artifact] = []
+    candidates: list[Candidate] = []
+    judge, settings = _judge(recipe, targets), recipe.export
+    for arm in sorted(recipe.arms, key=MAIN_FIRST.index):
+        if arm == "dense" and "sparse" in graphs and not graphs["sparse"].results["quantized"]:
+            progress.say("dense: left out, no layer is planned for INT8")
+            continue
+        source = teacher if arm == "fp16" else _student(recipe, arm, out)
+        with progress.stage(f"export {arm}") as done:
+            # All arms are exported as the main one is: they are compared with each other.
+            if not graphs and judge is not None and source is not teacher:
+                graphs[arm], candidates = _first_proven(source, settings, judge, out)
+                settings = Export.model_validate(graphs[arm].config["export"])
+            else:
+                graphs[arm] = _export(source, settings, out)
+            done(graphs[arm].path.name)
+        samples = artifact.parent(graphs[arm], "samples", kinds.SAMPLES)
+        made += [*([] if source is teacher else [source]), samples, graphs[arm]]
+    return graphs, made, candidates
 
 
 def _build(

@@ -223,8 +223,8 @@ class Gate(Section):
 
     Attributes:
         accuracy_drop_points: Most percentage points of top-1 the engine may be below the teacher.
-        latency_ms: Most milliseconds that `percentile` of the scenario's latency may be; always
-            inconclusive on an uncontrolled machine, as target ``cpu`` is unless its clocks are held.
+        latency_ms: Most milliseconds that `percentile` of the scenario's latency may be; where
+            nobody holds the machine's clocks, as on target ``cpu``, it is always inconclusive.
         percentile: 50, 90, 95 or 99; default: the scenario's own.
         size_bytes: Most bytes of the file that the runtime opens.
         minimum_effect: Share by which latency may be above the baseline's before it counts as

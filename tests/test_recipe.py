@@ -312,7 +312,7 @@ def test_data_has_many_sources(section: dict[str, Any]) -> None:
         ({"source": "python:a:b", "train": "a"}, "source 'python:a:b' does not read train: remove"),
         ({"source": "python:a:b", "preprocess": "hf:a"}, "does not read preprocess: remove it"),
         ({"source": "random", "label": "a", "text": "b"}, "does not read text, label: remove it"),
-        ({**FILES, "max_length": 1}, "data.max_length: input should be greater than or equal to 2"),
+        ({**FILES, "max_length": 1}, "data.max_length: found 1, expected at least 2"),
     ],
 )
 def test_keys_that_the_source_does_not_read_are_told(section: dict[str, Any], words: str) -> None:

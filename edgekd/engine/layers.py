@@ -139,8 +139,12 @@ def from_json(text: str) -> list[EngineLayer]:
     try:
         return [
             EngineLayer(
-                **{name: row[name] for name in ("name", "type", "tactic")},
-                **{name: _tensors(row[name]) for name in ("inputs", "outputs", "constants")},
+                name=row["name"],
+                type=row["type"],
+                tactic=row["tactic"],
+                inputs=_tensors(row["inputs"]),
+                outputs=_tensors(row["outputs"]),
+                constants=_tensors(row["constants"]),
                 onnx_nodes=tuple(row["onnx_nodes"]),
             )
             for row in json.loads(text)

@@ -36,7 +36,8 @@ HEAVY = (
     "datasets",
 )
 TRAIN_SIDE = {"distill", "export", "models", "structure", "recipes", "report", "sources",
-              "noise", "interface", "processors"}  # fmt: skip
+              "noise", "interface", "processors", "plan", "init", "traffic", "weights",
+              "unpack"}  # fmt: skip
 BLOCK = f"""
 import sys
 

@@ -1,9 +1,13 @@
-"""A committed result holds for the sources it names; after a change it is made anew."""
+"""A committed result holds for the sources it names; after a change it is made anew.
+
+One whose making takes longer than `LONG_MINUTES` is said to be stale and fails nothing.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +15,7 @@ import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
 RESULTS = sorted((BENCH / "results").glob("*.json"))
+LONG_MINUTES = 20
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,11 @@ def test_there_are_results() -> None:
 def test_no_result_is_stale(path: Path, results: ModuleType) -> None:
     document = json.loads(path.read_text(encoding="utf-8"))
     changed = results.stale(path)
-    assert not changed, f"stale since {changed} changed: run `{document['command']}` and commit"
+    words = f"stale since {changed} changed: run `{document['command']}` and commit"
+    if changed and document.get("rerun_minutes", 0) > LONG_MINUTES:
+        warnings.warn(f"{path.name} is {words}", stacklevel=1)
+    else:
+        assert not changed, words
 
 
 def test_a_changed_source_makes_a_result_stale(tmp_path: Path, results: ModuleType) -> None:
