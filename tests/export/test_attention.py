@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from edgekd import models
 from edgekd.data import IO
 from edgekd.export.attention import Attention, count_attention
-from edgekd.export.to_onnx import export_float32
+from edgekd.export.to_onnx import Form, export_float32
 
 Nodes = Sequence[tuple[str, Sequence[str], str]]
 CONSTANTS = {"w": np.ones((4, 4)), "s": np.float32(0.5), "b": np.ones((4, 4))}
@@ -259,7 +259,7 @@ class Gated(nn.Module):
 def exported(model: nn.Module, inputs: dict[str, Tensor], io: IO, path: Path) -> tuple[int, int]:
     """Blocks and loose products of what the exporter writes."""
     torch.backends.mha.set_fastpath_enabled(False)
-    export_float32(model.eval(), inputs, io, 17, path / "m.onnx")
+    export_float32(model.eval(), inputs, io, Form(), path / "m.onnx")
     found = count_attention(ir.load(path / "m.onnx"))
     return found.attention_blocks, found.loose_products
 

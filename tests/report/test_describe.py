@@ -16,7 +16,7 @@ from .latencies import accepted, verdict
 def test_a_student_is_described_with_its_plan_and_numbered_reasons(maker: Maker) -> None:
     student = maker.student(maker.teacher(), "dense")
     lines = describe(student).splitlines()
-    assert lines[0] == "Student (schema 1)"
+    assert lines[0] == "Student (schema 2)"
     assert f"  id      {student.id}" in lines
     assert f"  key     {student.manifest.key}" in lines
     assert "  arm     dense" in lines
@@ -102,4 +102,4 @@ def test_it_needs_nothing_that_a_device_lacks(maker: Maker) -> None:
     )
     command = [sys.executable, "-c", code, str(maker.teacher().path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout == "Teacher (schema 1)\n", done.stderr
+    assert done.stdout == "Teacher (schema 2)\n", done.stderr
