@@ -7,7 +7,7 @@ all files that a person writes; a test tries every key of all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
@@ -43,7 +43,31 @@ _PATTERNS: Mapping[str, str] = {
     r"^\d+(\.\d+)*$": "numbers with dots between them, such as 10.3",
     r"^3\.\d+$": "a version of Python 3, such as 3.10",
 }
+# What pydantic puts behind a key for each form that its value may take.
+_FORMS = ("str", "list[str]")
 _SHOWN = 80  # characters of a wrong value
+
+
+def sentences(model: type[BaseModel], found: Sequence[ErrorDetails]) -> list[str]:
+    """Every problem in words; a value that may take several forms is told once, with all of them.
+
+    Args:
+        model: What was validated.
+        found: ``ValidationError.errors()``.
+    """
+    grouped: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+    for problem in found:
+        place = tuple(part for part in problem["loc"] if part not in _FORMS)
+        grouped.setdefault(place, []).append(problem)
+    told = []
+    for place, problems in grouped.items():
+        if len(problems) == 1:
+            told.append(sentence(model, problems[0]))
+            continue
+        key = ".".join(str(part) for part in place)
+        forms = " or ".join(dict.fromkeys(_expected(key, problem) for problem in problems))
+        told.append(f"{key}: found {_shown(problems[0]['input'])}, expected {forms}")
+    return told
 
 
 def sentence(model: type[BaseModel], problem: ErrorDetails) -> str:

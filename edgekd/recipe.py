@@ -197,7 +197,7 @@ def check(model: type[Any], document: dict[str, Any], where: str) -> Any:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        found = [problems.sentence(model, problem) for problem in error.errors()]
+        found = problems.sentences(model, error.errors())
         count = f"{len(found)} problems: " if len(found) > 1 else ""
         raise ConfigError(f"{where}: {count}" + "; ".join(found)) from error
 

@@ -59,7 +59,7 @@ class TestDescribe:
             "spec": spec,
             "config": {
                 "name": "resnet18",
-                "arguments": {"layers": (1, 1, 1, 1), "num_classes": 4, "act_layer": "silu"},
+                "arguments": {"layers": [1, 1, 1, 1], "num_classes": 4, "act_layer": "silu"},
             },
         }
         assert models.source_files(spec, tmp_path) == {}

@@ -6,7 +6,7 @@ import datetime
 import json
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_origin
 
 import annotated_types as limits
 import pytest
@@ -52,7 +52,9 @@ def keys(model: type[BaseModel], top: type[BaseModel], path: tuple[str, ...] = (
         yield Key(top, (*path, name), field)
         for option in (field.annotation, *get_args(field.annotation)):
             if isinstance(option, type) and issubclass(option, BaseModel):
-                yield from keys(option, top, (*path, name))
+                # Sections of a table of them are named by the person who writes it.
+                of_many = ("sequence",) if get_origin(field.annotation) is dict else ()
+                yield from keys(option, top, (*path, name, *of_many))
 
 
 KEYS = [key for model in VALID for key in keys(model, model)]

@@ -34,8 +34,11 @@ def test_the_batch_is_among_the_sizes() -> None:
             "dynamic.batch: the batch has keys of its own: batch_min, batch_opt, batch_max",
         ),
         ({"dynamic": {"sequence": {"min": 1, "opt": 2}}}, "dynamic.sequence.max is missing"),
-        ({"exporter": "onnxscript"}, "exporter: input should be 'auto', 'torchscript' or 'dynamo'"),
-        ({"weights": "int4"}, "weights: input should be 'auto', 'int8' or 'float'"),
+        (
+            {"exporter": "onnxscript"},
+            "exporter: found 'onnxscript', expected 'auto', 'torchscript' or 'dynamo'",
+        ),
+        ({"weights": "int4"}, "weights: found 'int4', expected 'auto', 'int8' or 'float'"),
     ],
 )
 def test_what_is_refused(section: dict[str, Any], words: str) -> None:
