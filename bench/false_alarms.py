@@ -148,6 +148,7 @@ def main() -> None:
         how = protocol([one], SCENARIO)
     command = "python bench/false_alarms.py"
     content = {
+        "rerun_minutes": 25,  # for all verdicts, on a machine of two quiet cores
         "other_work": "none" if given.quiet_machine else "other work ran on the machine",
         "load_1min": [load, os.getloadavg()[0]],
         "protocol": how,
