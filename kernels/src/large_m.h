@@ -1,0 +1,123 @@
+// Many tokens (a batch of 8 and more): the MMA units are the limit, and shared memory right behind.
+//
+// A block owns `features` x `tokens` of the output; each warp 64 x `warp_tokens`. Tokens and weights
+// both pass through shared memory, because several warps read each of them and L2 could not feed every
+// warp on its own; `stages` deep, `slabs` slabs of k a stage. One block barrier a stage does two jobs:
+// what was copied becomes visible, and the stage that is overwritten next has been read by all.
+//
+// Weights lie in shared memory as in the stream, in lane order: a lane reads its 16 bytes and the warp
+// 512 consecutive ones, so there are no bank conflicts and no swizzle.
+#pragma once
+
+#include "epilogue.h"
+#include "weights.h"
+
+namespace edgekd {
+
+template <int features_, int tokens_, int warp_tokens_, int slabs_, int stages_>
+struct LargeM {
+  static constexpr int kFeatures = features_, kTokens = tokens_, kWarpTokens = warp_tokens_;
+  static constexpr int kSlabs = slabs_, kStages = stages_;
+  static constexpr int kK = kSlabs * kSlab;
+  static constexpr int kFeatureWarps = kFeatures / kSlab;
+  static constexpr int kThreads = kFeatureWarps * (kTokens / kWarpTokens) * kLanes;
+  static constexpr int kGroups = kWarpTokens / kTileTokens;
+  static constexpr int kTokenBytes = kTokens * kK;
+  static_assert(kFeatures % kSlab == 0 && kTokens % kWarpTokens == 0, "whole warps");
+  static_assert(kWarpTokens % kTileTokens == 0, "an MMA has 8 tokens");
+  static_assert(kSlabs == 1 || kSlabs == 2, "token_offset knows rows of 64 and 128 bytes");
+  static_assert(kStages >= 2, "something must be in flight");
+
+  template <class Weights>
+  static constexpr int kWeightBytes = kFeatureWarps * kSlabs * Weights::kSlabBytes;
+  template <class Weights>
+  static constexpr int kSharedBytes = kStages * (kWeightBytes<Weights> + kTokenBytes);
+};
+
+// `bytes` of consecutive 16-byte chunks, shared out over the block's threads.
+template <int threads, int chunks, class Copy>
+EDGEKD_DEVICE void each_chunk(Copy copy) {
+  EDGEKD_UNROLL for (int j = 0; j * threads < chunks; ++j) {
+    const int chunk = thread_index() + j * threads;
+    if ((j + 1) * threads <= chunks || chunk < chunks) copy(chunk, j);
+  }
+}
+
+template <class Tile, class Weights, Output output>
+EDGEKD_DEVICE void large_m(EDGEKD_GEMM_PARAMETERS) {
+  constexpr int kGroups = Tile::kGroups, kStages = Tile::kStages, kSlabs = Tile::kSlabs;
+  constexpr int kWeightBytes = Tile::template kWeightBytes<Weights>;
+  constexpr int kStageBytes = kWeightBytes + Tile::kTokenBytes;
+  constexpr int kRowChunks = Tile::kK / kVectorBytes;
+  constexpr int kTokenChunks = Tile::kTokens * kRowChunks;
+  constexpr int kSlabChunks = kSlabs * Weights::kSlabBytes / kVectorBytes;  // of 64 features a stage
+  constexpr int kCopies = (kTokenChunks + Tile::kThreads - 1) / Tile::kThreads;
+  const int warp = thread_index() / kLanes, lane = thread_index() % kLanes;
+  const int feature_warp = warp % Tile::kFeatureWarps, token_warp = warp / Tile::kFeatureWarps;
+  const int first_feature = block_x() * Tile::kFeatures, first_token = block_y() * Tile::kTokens;
+  const int slabs = k / kSlab, steps = k / Tile::kK;
+  const uint32_t shared = shared_base();
+
+  // Addresses are made once: in the loop they would cost more instructions than the MMAs.
+  const int8_t* token_from[kCopies];
+  uint32_t token_to[kCopies];
+  each_chunk<Tile::kThreads, kTokenChunks>([&](int chunk, int j) {
+    const int row = first_token + chunk / kRowChunks;  // past the end the last row, never stored
+    token_from[j] = x + static_cast<size_t>(row < m ? row : m - 1) * k + chunk % kRowChunks * 16;
+    token_to[j] = shared + kWeightBytes + token_offset<Tile::kK>(chunk / kRowChunks, chunk % kRowChunks);
+  });
+  const uint8_t* weights_from =
+      weights + static_cast<size_t>(first_feature / kSlab) * slabs * Weights::kSlabBytes;
+  auto copy_stage = [&](int step, int stage) {
+    EDGEKD_UNROLL for (int f = 0; f < Tile::kFeatureWarps; ++f)
+      each_chunk<Tile::kThreads, kSlabChunks>([&](int chunk, int) {
+        copy_async(shared + stage * kStageBytes + (f * kSlabChunks + chunk) * kVectorBytes,
+                   weights_from +
+                       (static_cast<size_t>(f) * slabs + step * kSlabs) * Weights::kSlabBytes +
+                       chunk * kVectorBytes);
+      });
+    each_chunk<Tile::kThreads, kTokenChunks>([&](int, int j) {
+      copy_async(token_to[j] + stage * kStageBytes, token_from[j] + step * Tile::kK);
+    });
+  };
+
+  int acc[kTiles][kGroups][4] = {};
+  EDGEKD_UNROLL for (int s = 0; s < kStages - 1; ++s) {
+    if (s < steps) copy_stage(s, s);
+    commit_copies();  // empty groups too: the count of groups is what wait_copies goes by
+  }
+  int stage = 0;
+  for (int step = 0; step < steps; ++step) {
+    wait_copies<kStages - 2>();
+    barrier();
+    const int next = step + kStages - 1;
+    if (next < steps) copy_stage(next, stage == 0 ? kStages - 1 : stage - 1);
+    commit_copies();
+    const uint32_t here = shared + stage * kStageBytes;
+    EDGEKD_UNROLL for (int s = 0; s < kSlabs; ++s) {
+      uint32_t slab[Weights::kVectors][4], b[kGroups][4];
+      EDGEKD_UNROLL for (int v = 0; v < Weights::kVectors; ++v)
+        load_shared(slab[v], here + (feature_warp * kSlabs + s) * Weights::kSlabBytes +
+                                 v * kWarpVectorBytes + lane * kVectorBytes);
+      EDGEKD_UNROLL for (int j = 0; j < kGroups; ++j)
+        load_matrices(b[j], here + kWeightBytes +
+                                token_offset<Tile::kK>(token_warp * Tile::kWarpTokens + 8 * j + lane % 8,
+                                                       4 * s + lane / 8));
+      EDGEKD_UNROLL for (int j = 0; j < kGroups; ++j)
+        EDGEKD_UNROLL for (int i = 0; i < kTiles; ++i) Weights::multiply(acc[i][j], slab, i, b[j]);
+    }
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+  }
+
+  const int feature0 = first_feature + feature_warp * kSlab + 8 * (lane / 4);
+  const int token0 = first_token + token_warp * Tile::kWarpTokens + 2 * (lane % 4);
+  const Channels c = channels<output>(scale, bias, extra, feature0);
+  EDGEKD_UNROLL for (int j = 0; j < kGroups; ++j) {
+    int total[kTiles][4];
+    EDGEKD_UNROLL for (int i = 0; i < kTiles; ++i)
+      EDGEKD_UNROLL for (int r = 0; r < 4; ++r) total[i][r] = acc[i][j][r];
+    store_two_tokens<output>(y, extra, total, c, token0 + 8 * j, feature0, m, n);
+  }
+}
+
+}  // namespace edgekd
