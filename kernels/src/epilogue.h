@@ -44,8 +44,8 @@ EDGEKD_DEVICE int quantize(float y, Quantizer by) {
 // x / 2 * (1 + erf(x / sqrt(2))); erf as the rational function of degree 13 over 8 that Eigen and XLA
 // use, within 3e-7 of erf. Correctly rounded operations only, so GPU and CPU agree to the bit.
 EDGEKD_DEVICE float gelu(float x) {
-  const float z = minimum(maximum(multiply(x, 0.70710678118654752f), -3.832506856900711f),
-                          3.832506856900711f);
+  constexpr float kEnd = 3.832506856900711f;  // erf is 1 from here on, in float32
+  const float z = minimum(maximum(multiply(x, 0.70710678118654752f), -kEnd), kEnd);
   const float z2 = multiply(z, z);
   const float above[] = {-2.72614225801306e-10f, 2.77068142495902e-08f, -2.10102402082508e-06f,
                          -5.69250639462346e-05f, -7.34990630326855e-04f, -2.95459980854025e-03f,
@@ -56,7 +56,9 @@ EDGEKD_DEVICE float gelu(float x) {
   EDGEKD_UNROLL for (int i = 1; i < 7; ++i) p = multiply_add(z2, p, above[i]);
   float q = below[0];
   EDGEKD_UNROLL for (int i = 1; i < 5; ++i) q = multiply_add(z2, q, below[i]);
-  const float erf = divide(multiply(z, p), q);
+  // Without the exact ends a large negative x would leave half a last bit of itself.
+  const float inside = divide(multiply(z, p), q);
+  const float erf = z >= kEnd ? 1.0f : z <= -kEnd ? -1.0f : inside;
   const float half_x = multiply(x, 0.5f);
   return multiply_add(half_x, erf, half_x);
 }
@@ -79,45 +81,61 @@ EDGEKD_DEVICE void load_eight(float (&d)[8], const float* global) {
 template <Output output>
 EDGEKD_DEVICE Channels channels(const float* scale, const float* bias, const void* extra, int feature) {
   Channels c = {};
-  if constexpr (output == Output::kInt32) return c;
-  load_eight(c.scale, scale + feature);
-  load_eight(c.bias, bias + feature);
-  if (output != Output::kFloat16) c.out = quantizer(load_float(static_cast<const float*>(extra)));
+  if constexpr (output != Output::kInt32) {
+    load_eight(c.scale, scale + feature);
+    load_eight(c.bias, bias + feature);
+  }
+  if constexpr (output == Output::kInt8 || output == Output::kGeluInt8)
+    c.out = quantizer(load_float(static_cast<const float*>(extra)));
   return c;
 }
 
-// One token's 8 features, stored as one vector (two for int32). `at` counts elements of y[m, n].
+EDGEKD_DEVICE void store_int32(int* y, const int (&acc)[8]) {
+  EDGEKD_UNROLL for (int i = 0; i < 2; ++i) {
+    uint32_t words[4];
+    EDGEKD_UNROLL for (int j = 0; j < 4; ++j) words[j] = static_cast<uint32_t>(acc[4 * i + j]);
+    store_global(y + 4 * i, words);
+  }
+}
+
+EDGEKD_DEVICE void store_float16(uint16_t* y, const uint16_t* residual, float (&value)[8]) {
+  uint32_t words[4];
+  if (residual != nullptr) {
+    load_global(words, residual);
+    EDGEKD_UNROLL for (int i = 0; i < 8; ++i)
+      value[i] = add(value[i], from_half_bits(words[i / 2] >> (16 * (i % 2)) & 0xffff));
+  }
+  EDGEKD_UNROLL for (int i = 0; i < 4; ++i)
+    words[i] = half_bits(value[2 * i]) | half_bits(value[2 * i + 1]) << 16;
+  store_global(y, words);
+}
+
+template <bool with_gelu>
+EDGEKD_DEVICE void store_int8(int8_t* y, const float (&value)[8], Quantizer out) {
+  uint32_t words[2] = {};
+  EDGEKD_UNROLL for (int i = 0; i < 8; ++i) {
+    const int q = quantize(with_gelu ? gelu(value[i]) : value[i], out);
+    words[i / 4] |= static_cast<uint32_t>(q & 255) << (8 * (i % 4));
+  }
+  store_global(y, words);
+}
+
+// One token's 8 features, as one vector (two for int32). `at` counts elements of y[m, n].
 template <Output output>
 EDGEKD_DEVICE void store(void* y, const void* extra, size_t at, const int (&acc)[8], const Channels& c) {
   if constexpr (output == Output::kInt32) {
-    EDGEKD_UNROLL for (int i = 0; i < 2; ++i) {
-      uint32_t words[4];
-      EDGEKD_UNROLL for (int j = 0; j < 4; ++j) words[j] = static_cast<uint32_t>(acc[4 * i + j]);
-      store_global(static_cast<int*>(y) + at + 4 * i, words);
+    store_int32(static_cast<int*>(y) + at, acc);
+  } else {
+    float value[8];
+    EDGEKD_UNROLL for (int i = 0; i < 8; ++i)
+      value[i] = add(multiply(to_float(acc[i]), c.scale[i]), c.bias[i]);
+    if constexpr (output == Output::kFloat16) {
+      const uint16_t* residual = static_cast<const uint16_t*>(extra);
+      store_float16(static_cast<uint16_t*>(y) + at, residual ? residual + at : nullptr, value);
+    } else {
+      store_int8<output == Output::kGeluInt8>(static_cast<int8_t*>(y) + at, value, c.out);
     }
-    return;
   }
-  float value[8];
-  EDGEKD_UNROLL for (int i = 0; i < 8; ++i)
-    value[i] = add(multiply(to_float(acc[i]), c.scale[i]), c.bias[i]);
-  if constexpr (output == Output::kFloat16) {
-    if (extra != nullptr) {
-      uint32_t words[4];
-      load_global(words, static_cast<const uint16_t*>(extra) + at);
-      EDGEKD_UNROLL for (int i = 0; i < 8; ++i)
-        value[i] = add(value[i], from_half_bits(words[i / 2] >> (16 * (i % 2)) & 0xffff));
-    }
-    uint32_t words[4] = {};
-    EDGEKD_UNROLL for (int i = 0; i < 8; ++i) words[i / 2] |= half_bits(value[i]) << (16 * (i % 2));
-    store_global(static_cast<uint16_t*>(y) + at, words);
-    return;
-  }
-  uint32_t words[2] = {};
-  EDGEKD_UNROLL for (int i = 0; i < 8; ++i) {
-    const int q = quantize(output == Output::kGeluInt8 ? gelu(value[i]) : value[i], c.out);
-    words[i / 4] |= static_cast<uint32_t>(q & 255) << (8 * (i % 4));
-  }
-  store_global(static_cast<int8_t*>(y) + at, words);
 }
 
 // What a lane holds of 8 tokens: 8 features of token and token + 1, see `eight_in_a_row` in layout.h.

@@ -36,12 +36,12 @@
 namespace edgekd {
 
 #define EDGEKD_SMALL_M_KERNEL(output, suffix, kind, Weights, name, ...)                        \
-  EDGEKD_KERNEL __launch_bounds__((__VA_ARGS__::kThreads)) void kind##_##name##_##suffix(      \
+  EDGEKD_KERNEL __launch_bounds__(__VA_ARGS__::kThreads, 1) void kind##_##name##_##suffix(      \
       EDGEKD_GEMM_PARAMETERS) {                                                                \
     small_m<__VA_ARGS__, Weights, Output::output>(EDGEKD_GEMM_ARGUMENTS);                      \
   }
 #define EDGEKD_LARGE_M_KERNEL(output, suffix, kind, Weights, name, ...)                        \
-  EDGEKD_KERNEL __launch_bounds__((__VA_ARGS__::kThreads)) void kind##_##name##_##suffix(      \
+  EDGEKD_KERNEL __launch_bounds__(__VA_ARGS__::kThreads, 1) void kind##_##name##_##suffix(      \
       EDGEKD_GEMM_PARAMETERS) {                                                                \
     large_m<__VA_ARGS__, Weights, Output::output>(EDGEKD_GEMM_ARGUMENTS);                      \
   }

@@ -41,6 +41,8 @@ constexpr Instance kInstances[] = {
 constexpr const char* kTileNames[] = {
     EDGEKD_SMALL_M_TILES(EDGEKD_TILE_NAME) EDGEKD_LARGE_M_TILES(EDGEKD_TILE_NAME) nullptr};
 
+constexpr int kMostBlocks = 65535;  // of a grid's second dimension, on every CUDA device
+
 // Where the sentence goes; each check returns its status.
 struct Message {
   char* text;
@@ -111,6 +113,10 @@ inline const Instance* find(const edgekd_gemm& g, int multiprocessors, int* stat
   const char* tile = g.tile ? g.tile : choose({g.m, g.n, g.k, multiprocessors})->tile;
   for (const Instance& i : kInstances) {
     if (std::strcmp(i.tile, tile) || i.kind != g.kind || i.output != g.output) continue;
+    if (g.m > static_cast<int64_t>(kMostBlocks) * i.tokens)
+      return *status = say(EDGEKD_TOO_LARGE, "m is %lld, expected at most %lld with tile %s: split m",
+                           static_cast<long long>(g.m),
+                           static_cast<long long>(kMostBlocks) * i.tokens, tile), nullptr;
     if (g.n % i.features == 0 && g.k % i.k == 0) return *status = EDGEKD_OK, &i;
     *status = say(EDGEKD_BAD_NAME, "tile %s takes n in multiples of %d and k of %d, found n = %lld, k = %lld: "
                   "let the table choose", tile, i.features, i.k, static_cast<long long>(g.n),

@@ -1,0 +1,184 @@
+"""The C interface: what it refuses, in which words, and that it writes nothing then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from kernels import gemms
+
+from edgekd import sparse24
+from edgekd.engine.native import Kernels, aligned
+from edgekd.errors import ContractError, EdgekdError, ToolchainError, UnsupportedError
+
+SIZES = (8, 64, 64)
+
+
+def call(kernels: Kernels, **changes: Any) -> None:
+    """A GEMM that is right, but for what is changed; nothing may be written where it is refused."""
+    gemm = gemms.random(*SIZES, "s8")
+    y = aligned((8, 64), np.int8)
+    packed = kernels.pack(gemm.weights, True)
+    assert gemm.extra is not None
+    arguments: dict[str, Any] = {
+        "output": "s8", "sizes": SIZES, "x": gemm.x.ctypes.data, "weights": packed.ctypes.data,
+        "y": y.ctypes.data, "scale": gemm.scale.ctypes.data, "bias": gemm.bias.ctypes.data,
+        "extra": gemm.extra.ctypes.data,
+    }  # fmt: skip
+    for name, value in changes.items():
+        arguments[name] = value(arguments[name]) if callable(value) else value
+    try:
+        kernels.gemm(**arguments)
+    except EdgekdError:
+        assert not y.any()
+        raise
+
+
+def test_a_right_call_passes(kernels: Kernels) -> None:
+    call(kernels)
+
+
+@pytest.mark.parametrize("name", ["x", "weights", "y", "scale", "bias", "extra"])
+def test_a_null_pointer(kernels: Kernels, name: str) -> None:
+    with pytest.raises(ContractError, match=f"sparse_gemm_s8: {name} is null, expected a pointer"):
+        call(kernels, **{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("name", "multiple"),
+    [("x", 16), ("weights", 16), ("y", 16), ("scale", 16), ("bias", 16), ("extra", 4)],
+)
+def test_a_misaligned_pointer(kernels: Kernels, name: str, multiple: int) -> None:
+    sentence = f"{name} is 2 bytes past a multiple of {multiple}, expected 0: align it"
+    with pytest.raises(ContractError, match=sentence):
+        call(kernels, **{name: lambda address: address + 2})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        ((0, 64, 64), "m is 0, expected a positive multiple of 1: give at least one token"),
+        ((-1, 64, 64), "m is -1, expected a positive multiple of 1"),
+        ((8, 96, 64), "n is 96, expected a positive multiple of 64: pad the layer"),
+        ((8, 0, 64), "n is 0, expected a positive multiple of 64"),
+        ((8, 64, 100), "k is 100, expected a positive multiple of 64: pad the layer"),
+        ((2**26, 64, 64), "m n is 67108864 x 64, expected at most 2147483647 elements: split m"),
+        ((2**24, 64, 128), "m k is 16777216 x 128, expected at most 2147483647 elements"),
+        ((1, 2**20, 2**20), "n k is 1048576 x 1048576, expected at most 2147483647 elements"),
+        ((2**62, 64, 64), "m n is 4611686018427387904 x 64, expected at most"),
+    ],
+)
+def test_sizes_that_no_kernel_takes(
+    kernels: Kernels, sizes: tuple[int, int, int], sentence: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=sentence):
+        call(kernels, sizes=sizes)
+
+
+def test_more_tokens_than_a_grid_has_blocks_for(kernels: Kernels) -> None:
+    with pytest.raises(UnsupportedError, match="m is 600000, expected at most 524280 with tile"):
+        call(kernels, sizes=(600_000, 64, 64), tile="small_t8")
+
+
+@pytest.mark.parametrize(
+    ("tile", "sizes", "sentence"),
+    [
+        ("tiny", SIZES, "there is no tile tiny; edgekd_tiles lists them"),
+        (
+            "large_128x64",
+            SIZES,
+            "tile large_128x64 takes n in multiples of 128 and k of 64, found n",
+        ),
+        (
+            "large_128x128",
+            (8, 128, 192),
+            "takes n in multiples of 128 and k of 128, found n = 128, k",
+        ),
+    ],
+)
+def test_a_tile_that_is_not_there_or_does_not_fit(
+    kernels: Kernels, tile: str, sizes: tuple[int, int, int], sentence: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=sentence):
+        call(kernels, tile=tile, sizes=sizes)
+
+
+def test_metadata_that_is_not_canonical(kernels: Kernels) -> None:
+    weights = gemms.random(1, 64, 64).weights
+    values, metadata = (np.ascontiguousarray(part) for part in sparse24.compress(weights))
+    metadata[3, 1] = 0  # positions 0 and 0
+    packed = np.full(2560, 7, np.uint8)
+    sentence = "metadata\\[3, 1\\] is 0x00000000, in which a group of four names no two increasing"
+    with pytest.raises(ContractError, match=sentence):
+        kernels._call(
+            lambda *says: kernels.library.edgekd_pack_sparse(
+                values.ctypes.data, metadata.ctypes.data, 64, 64, packed.ctypes.data, *says
+            )
+        )
+    assert (packed == 7).all()
+
+
+def test_weights_that_are_not_sparse(kernels: Kernels) -> None:
+    with pytest.raises(ContractError, match="compress: row 0, columns 0..3 hold 4 nonzeros"):
+        kernels.pack(np.ones((64, 64), np.int8), True)
+
+
+def test_weights_whose_sizes_do_not_fit(kernels: Kernels) -> None:
+    with pytest.raises(UnsupportedError, match="n is 10, expected a positive multiple of 64"):
+        kernels.pack(np.zeros((10, 64), np.int8), True)
+
+
+def test_a_library_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ToolchainError, match="is not a library of our kernels .*: make one with"):
+        Kernels(tmp_path / "libedgekd_kernels.so")
+
+
+def test_every_packed_byte_comes_from_one_weight(kernels: Kernels) -> None:
+    """The stream of a dense slab is a permutation of its weights; of a sparse one, of values."""
+    rng = np.random.default_rng(0)
+    dense = rng.integers(-128, 128, (128, 192), dtype=np.int8)
+    packed = kernels.pack(dense, False).view(np.int8)
+    assert len(packed) == dense.size
+    assert np.array_equal(np.sort(packed), np.sort(dense.ravel()))
+    sparse = dense * sparse24.mask(dense)
+    values, metadata = sparse24.compress(sparse)
+    slabs = kernels.pack(sparse, True).reshape(-1, 2560)
+    assert np.array_equal(np.sort(slabs[:, :2048].view(np.int8).ravel()), np.sort(values.ravel()))
+    words = np.ascontiguousarray(slabs[:, 2048:]).view(np.int32)
+    assert np.array_equal(np.sort(words.ravel()), np.sort(metadata.ravel()))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "multiprocessors", "tile"),
+    [
+        ((1, 768, 768), 108, "small_t8"),
+        ((197, 192, 768), 108, "small_t24"),
+        ((197, 192, 768), 8, "small_t40"),
+        ((197, 3072, 768), 108, "small_t40"),
+        ((788, 768, 768), 108, "small_t64"),
+        ((1576, 768, 768), 16, "large_256x128"),
+        ((1576, 3072, 768), 108, "large_128x128"),
+        ((1576, 768, 768), 108, "large_128x64"),
+        ((1576, 768, 192), 108, "large_128x64"),
+        ((1576, 192, 192), 108, "large_64x128"),
+    ],
+)
+def test_the_table_of_tiles(
+    kernels: Kernels, sizes: tuple[int, int, int], multiprocessors: int, tile: str
+) -> None:
+    choice = kernels.choose(sizes, multiprocessors)
+    assert choice is not None
+    assert choice[0] == tile
+    assert len(choice[1].split()) > 3
+
+
+def test_the_table_has_a_tile_for_all_sizes_of_vit_and_bert(kernels: Kernels) -> None:
+    for n in range(192, 4097, 64):
+        for k in (64, 192, 384, 768, 1024, 3072, 4096):
+            for m in (1, 50, 197, 394, 512, 1576, 6304):
+                for multiprocessors in (8, 16, 108, 132):
+                    choice = kernels.choose((m, n, k), multiprocessors)
+                    assert choice is not None
+    assert kernels.choose((1, 100, 64), 108) is None
