@@ -1,13 +1,14 @@
 """The contract of our GEMMs in NumPy: what every kernel, graph and operator of them must equal.
 
-y[m, n] = epilogue(x[m, k] w[n, k]^T) over int8, the sums exact in int32. Whether w is 2:4 changes how it
-is stored and multiplied, never what comes out. The epilogue multiplies by a scale a channel and adds
-a bias, each rounded once to float32: ONNX has no fused multiply-add, and equal numbers in any runtime
-are worth more than the last half bit. GELU is the exception to "equal": every library has an erf of
-its own, so two of them may put a value on either side of a rounding boundary, one step apart.
+y[m, n] = epilogue(x[m, k] w[n, k]^T) over int8, the sums exact in int32. Whether w is 2:4 changes
+how it is stored and multiplied, never what comes out. The epilogue multiplies by a scale a channel
+and adds a bias, each rounded once to float32: ONNX has no fused multiply-add, and equal numbers in
+any runtime are worth more than the last half bit. GELU is the exception to "equal": every library
+has an erf of its own, so two of them may put a value on either side of a rounding boundary, one
+step apart.
 
-The kernels themselves are in ``kernels/``, which knows nothing of Python; `edgekd.engine.native` binds
-them.
+The kernels themselves are in ``kernels/``, which knows nothing of Python; `edgekd.engine.native`
+binds them.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ def sums(x: npt.NDArray[np.int8], weights: npt.NDArray[np.int8]) -> npt.NDArray[
             f"sparse_gemm: x has shape {list(x.shape)} and weights {list(weights.shape)}, expected "
             "[m, k] and [n, k]: give both the same k"
         )
-    # BLAS in float64 is exact up to 2**53, far above 2**14 k, and faster than NumPy's integer product.
+    # BLAS in float64 is exact up to 2**53, far above 2**14 k, and faster than an integer product.
     exact = x.astype(np.float64) @ weights.T.astype(np.float64)
-    return exact.astype(np.int64).astype(np.int32)
+    wrapped: npt.NDArray[np.int32] = exact.astype(np.int64).astype(np.int32)
+    return wrapped
 
 
 def epilogue(
@@ -70,8 +72,8 @@ def epilogue(
             quantized as `quant.quantize` does; ``gelu_s8`` its GELU quantized.
         scale: float32[n], input scale times the row's weight scale.
         bias: float32[n].
-        extra: The output's scale, float32[1], of int8 outputs; the residual, float16[m, n], or None,
-            of ``f16``.
+        extra: The output's scale, float32[1], of int8 outputs; the residual, float16[m, n], or
+            None, of ``f16``.
 
     Returns:
         int32, float16 or int8 [m, n].
@@ -87,10 +89,12 @@ def epilogue(
 
 
 def gelu(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """x / 2 (1 + erf(x / sqrt(2))) in float64, rounded to float32 once; slow, and exact."""
-    erf = np.vectorize(math.erf, otypes=[np.float64])
+    """GELU, x / 2 (1 + erf(x / sqrt(2))), in float64 and rounded to float32 once: slow, and exact.
+
+    Args:
+        x: float32[...].
+    """
     wide = x.astype(np.float64)
-    result: npt.NDArray[np.float32] = (0.5 * wide * (1.0 + erf(wide / math.sqrt(2)))).astype(
-        np.float32
-    )
-    return result
+    erf = np.vectorize(math.erf, otypes=[np.float64])(wide / math.sqrt(2))
+    rounded: npt.NDArray[np.float32] = (0.5 * wide * (1.0 + erf)).astype(np.float32)
+    return rounded

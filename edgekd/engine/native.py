@@ -1,9 +1,9 @@
 """Our CUDA kernels' C interface (``kernels/include/edgekd_kernels.h``), bound with ctypes.
 
-The same interface is served by two libraries: ``libedgekd_kernels.so``, which launches on a GPU, and
-``libedgekd_emulator.so``, which runs the same sources on a CPU for tests. Pointers are integers: of
-device memory for the first, of host memory for the second. All arguments are checked on the other side,
-whose status becomes an exception with its sentence.
+The same interface is served by two libraries: ``libedgekd_kernels.so``, which launches on a GPU,
+and ``libedgekd_emulator.so``, which runs the same sources on a CPU for tests. Pointers are
+integers: of device memory for the first, of host memory for the second. All arguments are checked
+on the other side, whose status becomes an exception with its sentence.
 """
 
 from __future__ import annotations

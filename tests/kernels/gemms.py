@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-import ctypes
 import numpy as np
 import numpy.typing as npt
 

@@ -1,4 +1,4 @@
-"""Rung 2: register fragments of one MMA, laid out here by hand, against the product they stand for."""
+"""Rung 2: register fragments of one MMA, laid out here by hand, against the product they mean."""
 
 from __future__ import annotations
 

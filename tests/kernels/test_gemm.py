@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernels import gemms
 
 from edgekd.engine.native import Kernels
 from edgekd.sparse_gemm import OUTPUTS, Output
+from kernels import gemms
 
 TILES = ("small_t8", "small_t24", "small_t40", "small_t64", "large_64x128", "large_128x64",
          "large_128x128", "large_256x128")  # fmt: skip

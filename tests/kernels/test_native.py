@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kernels import gemms
 
 from edgekd import sparse24
 from edgekd.engine.native import Kernels, aligned
 from edgekd.errors import ContractError, EdgekdError, ToolchainError, UnsupportedError
+from kernels import gemms
 
 SIZES = (8, 64, 64)
 
@@ -89,12 +89,12 @@ def test_more_tokens_than_a_grid_has_blocks_for(kernels: Kernels) -> None:
         (
             "large_128x64",
             SIZES,
-            "tile large_128x64 takes n in multiples of 128 and k of 64, found n",
+            "tile large_128x64 takes n in multiples of 128 and k of 64,",
         ),
         (
             "large_128x128",
             (8, 128, 192),
-            "takes n in multiples of 128 and k of 128, found n = 128, k",
+            "multiples of 128 and k of 128, found n = 128, k",
         ),
     ],
 )
@@ -121,7 +121,7 @@ def test_metadata_that_is_not_canonical(kernels: Kernels) -> None:
 
 
 def test_weights_that_are_not_sparse(kernels: Kernels) -> None:
-    with pytest.raises(ContractError, match="compress: row 0, columns 0..3 hold 4 nonzeros"):
+    with pytest.raises(ContractError, match=r"compress: row 0, columns 0\.\.3 hold 4 nonzeros"):
         kernels.pack(np.ones((64, 64), np.int8), True)
 
 
@@ -131,7 +131,7 @@ def test_weights_whose_sizes_do_not_fit(kernels: Kernels) -> None:
 
 
 def test_a_library_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ToolchainError, match="is not a library of our kernels .*: make one with"):
+    with pytest.raises(ToolchainError, match=r"is not a library of our kernels .*: make one with"):
         Kernels(tmp_path / "libedgekd_kernels.so")
 
 
