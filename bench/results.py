@@ -2,13 +2,14 @@
 
     python bench/results.py slow      record that the slow tests passed on these sources
 
-A result names the modules it covers and the hash of their source. When one of them changes the
-result is stale: a test says so, and the result's own command makes it anew. It covers as little as
-is honest.
+A result names the modules, or folders (with a slash), that it covers, and the hash of their source.
+When one of them changes the result is stale: a test says so, and the result's own command makes it
+anew. It covers as little as is honest.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -21,7 +22,8 @@ from typing import Any
 
 from edgekd.origin import source_hash, versions
 
-FOLDER = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "bench" / "results"
 # What a kill can break: how artifacts are written, and the one stage that keeps checkpoints.
 SLOW = ("edgekd.artifact", "edgekd.durable", "edgekd.distill.loop")
 
@@ -32,7 +34,7 @@ def write(name: str, command: str, covers: Sequence[str], content: Mapping[str, 
     Args:
         name: File name without its ending.
         command: What makes the result anew.
-        covers: Modules whose change makes it stale.
+        covers: Modules and folders whose change makes it stale.
         content: The numbers.
     """
     document = {
@@ -45,7 +47,7 @@ def write(name: str, command: str, covers: Sequence[str], content: Mapping[str, 
             "state": "shared and uncontrolled",
         },
         "versions": versions("torch", "transformers", "nvidia-modelopt", "onnx", "onnxruntime"),
-        "covers": {module: source_hash(module) for module in covers},
+        "covers": {name: digest(name) for name in covers},
         **content,
     }
     path = FOLDER / f"{name}.json"
@@ -54,9 +56,20 @@ def write(name: str, command: str, covers: Sequence[str], content: Mapping[str, 
 
 
 def stale(path: Path) -> list[str]:
-    """Modules that changed since a result was made."""
+    """Modules and folders that changed since a result was made."""
     covers = json.loads(path.read_text(encoding="utf-8"))["covers"]
-    return [module for module, found in covers.items() if source_hash(module) != found]
+    return [name for name, found in covers.items() if digest(name) != found]
+
+
+def digest(name: str) -> str:
+    """SHA-256 (hex) of a module's source, or of the files below a folder of the repository."""
+    if "/" not in name:
+        return source_hash(name)
+    total, folder = hashlib.sha256(), ROOT / name
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total.update(f"{path.relative_to(ROOT).as_posix()} {path.stat().st_size}\n".encode())
+        total.update(path.read_bytes())
+    return total.hexdigest()
 
 
 def processor() -> str:

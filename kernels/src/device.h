@@ -2,8 +2,6 @@
 // names for a CPU; kernels are written against these names alone.
 #pragma once
 
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
 #define EDGEKD_KERNEL extern "C" __global__
@@ -11,8 +9,6 @@
 #define EDGEKD_UNROLL _Pragma("unroll")
 
 namespace edgekd {
-
-using half = __half;
 
 EDGEKD_DEVICE int thread_index() { return threadIdx.x; }
 EDGEKD_DEVICE int block_x() { return blockIdx.x; }
@@ -110,9 +106,15 @@ EDGEKD_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
 EDGEKD_DEVICE float minimum(float a, float b) { return fminf(a, b); }
 EDGEKD_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
 EDGEKD_DEVICE int round_to_int(float a) { return __float2int_rn(a); }
-EDGEKD_DEVICE uint32_t half_bits(float a) { return __half_as_ushort(__float2half_rn(a)); }
+EDGEKD_DEVICE uint32_t half_bits(float a) {
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(a));
+  return bits;
+}
 EDGEKD_DEVICE float from_half_bits(uint32_t a) {
-  return __half2float(__ushort_as_half(static_cast<unsigned short>(a)));
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<uint16_t>(a)));
+  return value;
 }
 
 }  // namespace edgekd
