@@ -99,7 +99,7 @@ EDGEKD_DEVICE void small_m(EDGEKD_GEMM_PARAMETERS) {
     }
   }
 
-  wait_copies<0>();
+  // Every copy has landed: the groups that may still be open are the empty ones past the last step.
   barrier();  // the pipeline's memory now takes the sums
   auto sums = [&](int of, int group, int tile) {
     return shared + ((of * kGroups + group) * kTiles + tile) * kWarpVectorBytes + lane * kVectorBytes;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from edgekd.engine.native import Kernels
 
-SOURCES = Path(__file__).parents[2] / "kernels"
+# bench/kernels/mutants.py gives sources with a seeded fault.
+SOURCES = Path(os.environ.get("EDGEKD_KERNELS", Path(__file__).parents[2] / "kernels"))
 
 
 @pytest.fixture(scope="session")
