@@ -46,7 +46,9 @@ def main() -> int:
     found["sm_87 by CUDA 12.6"] = jetpack_6(out)
     if sys.argv[1:] == ["--accept"]:
         BUDGET.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(f"{BUDGET}: {sum(map(len, found.values()))} kernels; read what changed before it is kept")
+        print(
+            f"{BUDGET}: {sum(map(len, found.values()))} kernels; read what changed before it is kept"
+        )
     wrong = violations(found, json.loads(BUDGET.read_text(encoding="utf-8")))
     for sentence in wrong:
         print(sentence)
@@ -67,14 +69,18 @@ def violations(found: dict[str, Any], budget: dict[str, Any]) -> list[str]:
                 continue
             for what in ("spill_bytes", "local_accesses", "registers", "loop_instructions"):
                 if measured[what] > allowed[what]:
-                    sentences.append(f"{where}: {what} {measured[what]}, expected at most {allowed[what]}")
+                    sentences.append(
+                        f"{where}: {what} {measured[what]}, expected at most {allowed[what]}"
+                    )
             if measured["loop_mmas"] != allowed["loop_mmas"]:
                 sentences.append(
                     f"{where}: {measured['loop_mmas']} MMAs in the hot loop, expected exactly "
                     f"{allowed['loop_mmas']}"
                 )
         new = sorted(set(found[architecture]) - set(kernels))
-        sentences += [f"{name} on {architecture}: has no budget: --accept gives it one" for name in new]
+        sentences += [
+            f"{name} on {architecture}: has no budget: --accept gives it one" for name in new
+        ]
     return sentences
 
 
@@ -112,7 +118,9 @@ def measured(cubin: Path, log: str) -> dict[str, Any]:
         sparse = name.startswith("sparse_")
         wrong = sass.count(lines, "IMMA.SP") != (sass.count(lines, "IMMA") if sparse else 0)
         if wrong or not loop:
-            sys.exit(f"{name} in {cubin.name}: its MMAs are not all {'sparse' if sparse else 'dense'}")
+            sys.exit(
+                f"{name} in {cubin.name}: its MMAs are not all {'sparse' if sparse else 'dense'}"
+            )
         found[name] = {
             "registers": registers,
             "spill_bytes": spills,

@@ -89,7 +89,9 @@ def noticed(fault: Fault) -> str | None:
         path = copy / "src" / fault.file
         text = path.read_text(encoding="utf-8")
         if text.count(fault.was) != 1:
-            sys.exit(f"{fault.what}: {fault.file} holds {fault.was!r} {text.count(fault.was)} times, not once")
+            sys.exit(
+                f"{fault.what}: {fault.file} holds {fault.was!r} {text.count(fault.was)} times, not once"
+            )
         path.write_text(text.replace(fault.was, fault.becomes), encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests/kernels"],

@@ -55,4 +55,6 @@ def count(lines: list[Line], operation: str) -> int:
 def mix(lines: list[Line]) -> Counter[str]:
     """Instructions by the first word of their name, and whether an MMA is sparse."""
     names = (line.operation for line in lines if line.operation)
-    return Counter("IMMA.SP" if name.startswith("IMMA.SP") else name.split(".")[0] for name in names)
+    return Counter(
+        "IMMA.SP" if name.startswith("IMMA.SP") else name.split(".")[0] for name in names
+    )
