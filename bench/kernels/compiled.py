@@ -3,12 +3,12 @@
     make kernels                                 compile, gate, and write bench/results/kernels.json
     python bench/kernels/compiled.py --accept    write kernels/budget.json anew: read the difference
 
-For sm_80 (A100), sm_87 (Jetson Orin) and sm_90 (H200, where correctness is shown): no spills and no
-local memory, registers and instructions of the hot loop at most as in the budget, and exactly as many
-MMAs in it as the tile's shape says, so that neither an unrolling nor an instruction got lost.
+For sm_80 (A100), sm_87 (Jetson Orin) and sm_90 (where correctness can be shown): no spills and no
+local memory, registers and instructions of the hot loop at most as in the budget, and exactly as
+many MMAs in it, so that neither an unrolling nor an instruction gets lost.
 
-JetPack 6 has CUDA 12.6, which loads neither the PTX nor the cubins of CUDA 13: for it the PTX gets the
-header of the version whose instructions it uses, 8.5, and CUDA 12.6's own ptxas assembles it.
+JetPack 6 has CUDA 12.6, which loads neither the PTX nor the cubins of CUDA 13: for it the PTX gets
+the header of the version whose instructions it uses, 8.5, and CUDA 12.6's own ptxas assembles it.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ def compiled(out: Path, architecture: str) -> dict[str, Any]:
 def jetpack_6(out: Path) -> dict[str, Any]:
     """The same PTX, assembled by the ptxas that JetPack 6 has."""
     ptx, cubin = out / "kernels.jetpack6.ptx", out / "kernels.jetpack6.sm_87.cubin"
-    run("make", "-s", "-C", str(ROOT / "kernels"), str(out / "kernels.compute_87.ptx"), f"OUT={out}",
-        f"NVCC={tool('nvcc')}")  # fmt: skip
-    text = (out / "kernels.compute_87.ptx").read_text(encoding="utf-8")
+    newer = out / "kernels.compute_87.ptx"
+    run("make", "-s", "-C", str(ROOT / "kernels"), str(newer), f"OUT={out}", f"NVCC={tool('nvcc')}")
+    text = newer.read_text(encoding="utf-8")
     older = re.sub(r"(?m)^\.version .*$", f".version {JETPACK_6['ptx']}", text)
     ptx.write_text(older, encoding="utf-8")
     log = run(tool("ptxas-12.6"), "-v", "-arch=sm_87", "-o", str(cubin), str(ptx))

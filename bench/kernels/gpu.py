@@ -3,14 +3,12 @@
     python bench/kernels/gpu.py --library out/kernels/libedgekd_kernels.so
 
 1. Every instance on every shape, compared with NumPy: one difference ends the run.
-2. The raw rates of the two instructions, IMMA and IMMA.SP, from registers alone; r is their ratio, the
-   most that sparsity can give on this GPU.
-3. Per shape: our sparse kernel, its dense twin, cuBLASLt's INT8 (torch._int_mm) and cuSPARSELt's
+2. Per shape: our sparse kernel, its dense twin, cuBLASLt's INT8 (torch._int_mm) and cuSPARSELt's
    (torch's semi-structured), each with the same epilogue work, under CUDA graphs, with L2 warm and
    flushed, taking turns; medians of repetitions and their spread.
 
-It writes bench/results/kernels-<gpu>.json with the GPU, its clocks and the versions. A GPU that is no
-target shows correctness and ratios of one run; it never stands for an A100 or an Orin.
+It writes bench/results/kernels-<gpu>.json. A GPU that is no target shows correctness and ratios of
+one run; it never stands for an A100 or an Orin.
 """
 
 from __future__ import annotations
@@ -88,7 +86,7 @@ class Case:
 
     def peers(self) -> dict[str, Callable[[], Any]]:
         """What torch has for the shape; a peer that refuses it is left out, and its words kept."""
-        m, n, _ = self.sizes
+        m = self.sizes[0]
         rows = max(32, -(-m // 32) * 32)  # both libraries want more tokens than one
         x = torch.zeros(rows, self.x.shape[1], dtype=torch.int8, device="cuda")
         x[:m] = self.x

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 
 _FUNCTION = re.compile(r"^\.text\.(\S+):")
@@ -48,13 +47,5 @@ def hot_loop(lines: list[Line]) -> list[Line]:
 
 
 def count(lines: list[Line], operation: str) -> int:
-    """How many instructions begin with `operation`, for example ``IMMA.SP``; all where it is empty."""
+    """How many instructions begin with `operation`, such as ``IMMA.SP``; all where it is empty."""
     return sum(line.operation.startswith(operation) for line in lines if line.operation)
-
-
-def mix(lines: list[Line]) -> Counter[str]:
-    """Instructions by the first word of their name, and whether an MMA is sparse."""
-    names = (line.operation for line in lines if line.operation)
-    return Counter(
-        "IMMA.SP" if name.startswith("IMMA.SP") else name.split(".")[0] for name in names
-    )
