@@ -3,6 +3,8 @@
 # make test          everything CI checks; STRICT=1 makes skips for missing system packages failures
 # make slow          the tests that take minutes
 # make zoo           networks of published size through the chain; writes bench/results/zoo.json
+# make kernels       compile the CUDA kernels, without a GPU, and hold them to their budget; 2 minutes
+# make mutants       seed faults into the kernels one at a time; a test must notice each; 10 minutes
 # make system-deps   what pip cannot install, by apt-get; says what it does
 # make lock          write constraints.txt anew
 
@@ -14,7 +16,7 @@ BIN := .venv/bin
 STAMP := .venv/edgekd-stamp
 PYTEST := OMP_NUM_THREADS=1 EDGEKD_STRICT=$(STRICT) $(BIN)/python -m pytest
 
-.PHONY: demo vit-s test slow zoo system-deps lock
+.PHONY: demo vit-s test slow zoo kernels mutants system-deps lock
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -38,6 +40,13 @@ slow: $(STAMP)
 
 zoo: $(STAMP)
 	$(BIN)/python bench/zoo/run.py
+
+kernels: $(STAMP)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[train,rtx,dev,cuda]'
+	$(BIN)/python bench/kernels/compiled.py
+
+mutants: $(STAMP)
+	$(BIN)/python bench/kernels/mutants.py
 
 system-deps:
 	@missing=""; \

@@ -14,10 +14,10 @@ the header of the version whose instructions it uses, 8.5, and CUDA 12.6's own p
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,7 @@ def main() -> int:
     found["sm_87 by CUDA 12.6"] = jetpack_6(out)
     if sys.argv[1:] == ["--accept"]:
         BUDGET.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(
-            f"{BUDGET}: {sum(map(len, found.values()))} kernels; read what changed before it is kept"
-        )
+        print(f"{BUDGET}: written; read what changed before it is kept")
     wrong = violations(found, json.loads(BUDGET.read_text(encoding="utf-8")))
     for sentence in wrong:
         print(sentence)
@@ -154,13 +152,14 @@ def written(found: dict[str, Any]) -> Path:
 
 
 def tool(name: str) -> str:
-    """A program of the CUDA toolkit, from EDGEKD_CUDA's folders or else PATH."""
-    folders = os.environ.get("EDGEKD_CUDA", "").split(":")
-    program = name.removesuffix("-12.6")
-    for folder in folders:
-        path = Path(folder) / program
-        if path.is_file() and ("cuda_nvcc" in folder) == name.endswith("-12.6"):
+    """A program of the CUDA toolkit: from PyPI's packages (extra ``cuda``), else from PATH."""
+    folder, program = ("cuda_nvcc", "ptxas") if name == "ptxas-12.6" else ("cu13", name)
+    for packages in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        path = Path(packages) / "nvidia" / folder / "bin" / program
+        if path.is_file():
             return str(path)
+    if name == "ptxas-12.6":
+        sys.exit("CUDA 12.6's ptxas is not here: pip install 'edgekd[cuda]'")
     return program
 
 

@@ -52,7 +52,7 @@ def noticed(fault: Fault) -> str | None:
         text = path.read_text(encoding="utf-8")
         if text.count(fault.was) != 1:
             sys.exit(
-                f"{fault.what}: {fault.file} holds {fault.was!r} {text.count(fault.was)} times, not once"
+                f"{fault.what}: {fault.file} does not hold {fault.was!r} exactly once"
             )
         path.write_text(text.replace(fault.was, fault.becomes), encoding="utf-8")
         done = subprocess.run(

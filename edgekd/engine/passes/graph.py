@@ -75,6 +75,11 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     return next(values, default)
 
 
+def other(node: onnx.NodeProto, value: str) -> str:
+    """A node's operand that is not this one."""
+    return str(node.input[1] if node.input[0] == value else node.input[0])
+
+
 def prune(model: onnx.ModelProto) -> None:
     """Remove nodes that lead to no output, and what nobody reads any more."""
     needed = {value.name for value in model.graph.output}

@@ -8,8 +8,8 @@ becomes one node, together with what follows it alone:
     + bias                             f16, cast to the graph's own type
     + bias, + a tensor of its shape    f16 with a residual, in a float16 graph
 
-The QuantizeLinear's int8 tensor keeps its name, so whatever dequantizes it reads it as before. The
-scale is input scale x weight scale in float32, which is exact for scales of `quant.scale_from_amax`.
+The QuantizeLinear's int8 tensor keeps its name, so whatever dequantizes it reads it as before.
+The scale is input scale x weight scale in float32, exact for scales of `quant.scale_from_amax`.
 
 The numbers. The original multiplies dequantized floats and rounds every partial sum; the lowered
 one adds integers exactly and rounds once at the scale and once at the bias. So a value near a
@@ -25,21 +25,23 @@ Nothing lowers by itself: the default build leaves the graph as exported.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekd import qdq, sparse24, sparse_gemm
-from edgekd.engine.passes import sparse_gemm_op
-from edgekd.engine.passes.graph import Graph, attribute, prune
+from edgekd.engine.passes import gelu, sparse_gemm_op
+from edgekd.engine.passes.graph import Graph, attribute, other, prune
 from edgekd.qdq import QuantizedWeight
 
 if TYPE_CHECKING:
     import onnx
 
-_FLOAT16_BITS = 1e-3  # constants of GELU, also as float16 holds them
+
+_Shapes = dict[str, tuple[int, list[int | str | None]]]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class _Match:
     matmul: onnx.NodeProto
     weight: QuantizedWeight
     bias: npt.NDArray[np.float32]
+    dtype: np.dtype[Any]  # of the product in the graph, float32 or float16
     overload: sparse_gemm_op.Overload = "f16"
     value: str = ""  # the tensor the nodes so far make
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -115,15 +118,17 @@ def lower(model: onnx.ModelProto) -> Lowered:
         Left(name, f"{name}: its weight is {list(shape)} in float, expected INT8 2:4: plan it")
         for name, shape in qdq.float_weights(model).items()
     ]
-    matches = []
+    matches: list[_Match] = []
     for weight in qdq.quantized_weights(model):
         for part, matmul in _products(graph, weight):
             reason = _refused(graph, part, matmul)
             if reason:
                 left.append(Left(part.layer, f"{part.layer}: {reason}"))
             else:
-                matches.append(_follow(graph, part, matmul, shapes))
-    _replace(lowered, matches)
+                match = _follow(graph, part, matmul)
+                _take_residual(graph, match, shapes, matches)
+                matches.append(match)
+    _replace(lowered, graph, matches)
     products = [
         Product(m.weight.layer, m.weight.node, m.overload, *m.weight.integers.shape)
         for m in matches
@@ -135,8 +140,6 @@ def _products(
     graph: Graph, weight: QuantizedWeight
 ) -> list[tuple[QuantizedWeight, onnx.NodeProto]]:
     """A layer's products, one by one: of a split layer each has its own rows."""
-    from dataclasses import replace
-
     by_name = {node.name or node.output[0]: node for node in graph.nodes}
     if weight.node in by_name:
         return [(weight, by_name[weight.node])]
@@ -167,12 +170,16 @@ def _refused(graph: Graph, weight: QuantizedWeight, matmul: onnx.NodeProto) -> s
     if weight.input_scale is None or maker is None or maker.op_type != "DequantizeLinear":
         made = "float" if maker is None or weight.input_scale is None else f"by {maker.op_type}"
         return f"its input arrives {made}, expected by DequantizeLinear: place Q/DQ directly before"
+    if graph.constant(maker.input[1]) is None:
+        return "its input's scale is made by an operator, expected a constant: fold constants first"
     for name, size in (("n", n), ("k", k)):
         if size % sparse_gemm.SLAB:
             return f"{name} is {size}, expected a multiple of {sparse_gemm.SLAB}: pad the layer"
     wrong = sparse24.violations(weight.integers)
     if wrong:
-        return f"{wrong} of {weight.integers.size // 4} groups of 4 are not 2:4, expected 0: mask it"
+        return (
+            f"{wrong} of {weight.integers.size // 4} groups of 4 are not 2:4, expected 0: mask it"
+        )
     if matmul.op_type == "Gemm":
         return _refused_gemm(graph, matmul, n)
     return ""
@@ -193,34 +200,29 @@ def _bias(graph: Graph, name: str, n: int) -> npt.NDArray[np.float32] | None:
     return held.astype(np.float32) if held is not None and held.shape == (n,) else None
 
 
-def _follow(
-    graph: Graph, weight: QuantizedWeight, matmul: onnx.NodeProto, shapes: dict[str, Any]
-) -> _Match:
+def _follow(graph: Graph, weight: QuantizedWeight, matmul: onnx.NodeProto) -> _Match:
     """Take what follows a product as far as one kernel computes it."""
     n = len(weight.integers)
-    match = _Match(matmul, weight, np.zeros(n, np.float32), value=matmul.output[0], nodes=[matmul])
+    scale = graph.constant(graph.producer[matmul.input[0]].input[1])
+    assert scale is not None, "checked by _refused"
+    match = _Match(matmul, weight, np.zeros(n, np.float32), scale.dtype)
+    _take(match, [matmul])
     if matmul.op_type == "Gemm" and len(matmul.input) > 2 and matmul.input[2]:
         bias = _bias(graph, matmul.input[2], n)
         assert bias is not None, "checked by _refused_gemm"
         match.bias = bias
     elif (add := graph.only_reader(match.value)) is not None and add.op_type == "Add":
-        bias = _bias(graph, _other(add, match.value), n)
+        bias = _bias(graph, other(add, match.value), n)
         if bias is not None:
             match.bias = bias
             _take(match, [add])
-    gelu = _gelu(graph, match.value)
-    for nodes, overload in ((gelu, "gelu_s8"), ([], "s8")):
-        end = nodes[-1].output[0] if nodes else match.value
-        quantize = graph.only_reader(end)
-        if overload == "gelu_s8" and not nodes or quantize is None:
-            continue
-        scale = _per_tensor(graph, quantize, end)
-        if scale is not None:
-            match.overload = overload  # type: ignore[assignment]
-            match.extra = scale
-            _take(match, [*nodes, quantize])
-            return match
-    _take_residual(graph, match, shapes)
+    found = gelu.match(graph, match.value)
+    end = found[-1].output[0] if found else match.value
+    quantize = graph.only_reader(end)
+    out_scale = None if quantize is None else _per_tensor(graph, quantize, end)
+    if quantize is not None and out_scale is not None:
+        match.overload, match.extra = "gelu_s8" if found else "s8", out_scale
+        _take(match, [*found, quantize])
     return match
 
 
@@ -229,24 +231,23 @@ def _take(match: _Match, nodes: list[onnx.NodeProto]) -> None:
     match.value = nodes[-1].output[0]
 
 
-def _take_residual(graph: Graph, match: _Match, shapes: dict[str, Any]) -> None:
-    """The Add of a float16 tensor that certainly has the product's shape."""
-    from onnx import TensorProto
+def _take_residual(graph: Graph, match: _Match, shapes: _Shapes, earlier: Sequence[_Match]) -> None:
+    """The Add of a float16 tensor that certainly has the product's shape.
 
+    Where two products are added, the first takes the Add and the other is its residual.
+    """
     add = graph.only_reader(match.value)
-    if add is None or add.op_type != "Add" or _other(add, match.value) == match.value:
+    if match.overload != "f16" or match.dtype != np.float16 or add is None or add.op_type != "Add":
         return
-    residual = _other(add, match.value)
-    own, other = shapes.get(match.value), shapes.get(residual)
-    if own is None or own != other or None in own[1] or own[0] != TensorProto.FLOAT16:
+    residual, own = other(add, match.value), shapes.get(match.value)
+    if own is None or None in own[1] or shapes.get(residual) != own:
         return
-    match.overload, match.extra = "f16_residual", residual
-    _take(match, [add])
+    if all(add is not node for each in earlier for node in each.nodes):
+        match.overload, match.extra = "f16_residual", residual
+        _take(match, [add])
 
 
-def _per_tensor(
-    graph: Graph, node: onnx.NodeProto, value: str
-) -> npt.NDArray[np.float32] | None:
+def _per_tensor(graph: Graph, node: onnx.NodeProto, value: str) -> npt.NDArray[np.float32] | None:
     """The scale of a symmetric per-tensor QuantizeLinear of the value; its form qdq checked."""
     if node.op_type != "QuantizeLinear" or node.input[0] != value:
         return None
@@ -254,64 +255,104 @@ def _per_tensor(
     return None if scale is None or scale.size != 1 else scale.astype(np.float32).reshape(())
 
 
-def _gelu(graph: Graph, value: str) -> list[onnx.NodeProto]:
-    """The nodes of the exact GELU of a value, the last one its result; empty where there is none.
+def _shapes(model: onnx.ModelProto) -> _Shapes:
+    """Each tensor's type, and its sizes or their symbols, None where nothing is known.
 
-    Either the operator, or x / sqrt(2) -> Erf -> + 1 -> times x and 1/2 in any order.
+    Large initializers are declared and not copied: inference takes at most 2 GiB.
     """
-    readers = graph.readers[value]
-    if len(readers) == 1 and readers[0].op_type == "Gelu" and value not in graph.outputs:
-        exact = attribute(readers[0], "approximate", b"none") == b"none"
-        return readers if exact else []
-    if len(readers) != 2 or value in graph.outputs:
-        return []
-    root = next((node for node in readers if _divides_by_root_two(graph, node)), None)
-    erf = None if root is None else graph.only_reader(root.output[0])
-    if root is None or erf is None or erf.op_type != "Erf":
-        return []
-    one = graph.only_reader(erf.output[0])
-    if one is None or one.op_type != "Add" or not _times(graph, one, erf.output[0], 1.0):
-        return []
-    rest = [node for node in readers if node is not root][0]
-    return _halved_product(graph, value, [root, erf, one], rest)
+    import onnx
+    from onnx import helper
 
-
-def _halved_product(
-    graph: Graph, value: str, nodes: list[onnx.NodeProto], rest: onnx.NodeProto
-) -> list[onnx.NodeProto]:
-    """GELU's last two nodes: the value times 1 + erf times a half, the half first or last."""
-    factor = nodes[-1].output[0]  # 1 + erf
-    product = graph.only_reader(factor)
-    if product is None or product.op_type != "Mul" or rest.op_type != "Mul":
-        return []
-    if product is rest:  # x (1 + erf), then times 1/2
-        last = graph.only_reader(product.output[0])
-        good = last is not None and last.op_type == "Mul"
-        if last is None or not good or not _times(graph, last, product.output[0], 0.5):
-            return []
-        return [*nodes, product, last]
-    half = rest.output[0]  # x / 2, then times 1 + erf
-    if _times(graph, rest, value, 0.5) and graph.only_reader(half) is product:
-        return [*nodes, rest, product]
-    return []
-
-
-def _divides_by_root_two(graph: Graph, node: onnx.NodeProto) -> bool:
-    if node.op_type == "Div":
-        return _close(graph.constant(node.input[1]), np.sqrt(2.0))
-    return node.op_type == "Mul" and any(
-        _close(graph.constant(name), np.sqrt(0.5)) for name in node.input
+    skeleton = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    skeleton.graph.CopyFrom(
+        onnx.GraphProto(
+            name=model.graph.name,
+            node=model.graph.node,
+            input=model.graph.input,
+            output=model.graph.output,
+            value_info=model.graph.value_info,
+        )
     )
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) < 2:  # scales, and the targets of Reshape
+            skeleton.graph.initializer.append(tensor)
+        else:
+            declared = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            skeleton.graph.input.append(declared)
+    inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
+    return {
+        value.name: (
+            value.type.tensor_type.elem_type,
+            [d.dim_value or d.dim_param or None for d in value.type.tensor_type.shape.dim],
+        )
+        for value in [*inferred.input, *inferred.value_info, *inferred.output]
+        if value.type.tensor_type.HasField("shape")
+    }
 
 
-def _times(graph: Graph, node: onnx.NodeProto, value: str, number: float) -> bool:
-    """Whether a node's other operand is that number."""
-    return value in node.input and _close(graph.constant(_other(node, value)), number)
+def _replace(model: onnx.ModelProto, graph: Graph, matches: list[_Match]) -> None:
+    """Put one operator in the place of each match's last node, and drop what leads nowhere then."""
+    store = _Store(model)
+    places = {id(node): place for place, node in enumerate(graph.nodes)}
+    dropped = {places[id(node)] for match in matches for node in match.nodes}
+    added = {places[id(match.nodes[-1])]: _operator(graph, match, store) for match in matches}
+    nodes: list[onnx.NodeProto] = []
+    for place, node in enumerate(graph.nodes):
+        nodes += added.get(place, [] if place in dropped else [node])
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    prune(model)
+    sparse_gemm_op.add_functions(model)
 
 
-def _close(held: npt.NDArray[Any] | None, number: float) -> bool:
-    return held is not None and held.size == 1 and abs(held.item() / number - 1) < _FLOAT16_BITS
+def _operator(graph: Graph, match: _Match, store: _Store) -> list[onnx.NodeProto]:
+    """The operator's node, and where it writes float16 into a float32 graph, the Cast back."""
+    from onnx import TensorProto, helper
+
+    layer, weight = match.weight.layer, match.weight
+    assert weight.input_scale is not None, "checked by _refused"
+    values, metadata = sparse24.compress(weight.integers)
+    inputs = [
+        graph.producer[match.matmul.input[0]].input[0],
+        store.add(f"{layer}.values", values),
+        store.add(f"{layer}.metadata", metadata),
+        store.add(f"{layer}.scale", np.float32(weight.input_scale) * weight.scale),
+        store.add(f"{layer}.bias", match.bias),
+    ]
+    if match.extra is not None:
+        given = match.extra
+        named = isinstance(given, str)
+        inputs.append(given if named else store.add(f"{layer}.output_scale", np.asarray(given)))
+    name = f"{weight.node}/{sparse_gemm_op.OP_TYPE}"
+    if match.overload != "f16" or match.dtype == np.float16:
+        return [sparse_gemm_op.node(match.overload, inputs, match.value, name)]
+    half = f"{match.value}/float16"
+    cast = helper.make_node("Cast", [half], [match.value], f"{name}/Cast", to=TensorProto.FLOAT)
+    return [sparse_gemm_op.node(match.overload, inputs, half, name), cast]
 
 
-def _other(node: onnx.NodeProto, value: str) -> str:
-    return str(node.input[1] if node.input[0] == value else node.input[0])
+class _Store:
+    """Adds initializers to a model under names that are free; equal content is stored once."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
+        self._taken = {tensor.name for tensor in model.graph.initializer}
+        self._taken |= {value.name for value in model.graph.input}
+        self._taken |= {name for node in model.graph.node for name in node.output}
+        self._added: dict[str, npt.NDArray[Any]] = {}
+
+    def add(self, name: str, array: npt.NDArray[Any]) -> str:
+        """Store an array; returns the name it got, with a number where another one has it."""
+        from onnx import numpy_helper
+
+        for number in range(len(self._taken) + 1):
+            free = f"{name}_{number}" if number else name
+            if free in self._added and np.array_equal(self._added[free], array):
+                return free
+            if free not in self._taken:
+                break
+        self._taken.add(free)
+        self._added[free] = array
+        stored = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), free)
+        self._model.graph.initializer.append(stored)
+        return free

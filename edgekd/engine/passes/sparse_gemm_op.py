@@ -20,11 +20,11 @@ name stays one, which is what a TensorRT plugin is looked up by. Its parser befo
 function to a plugin of that name (TensorRT #4113) and does not know overloads, so what such a
 parser is given must have its functions removed.
 
-Two things in the body are there for exactness. The product is of *unsigned* bytes, both sides moved
-by 128 and given zero points of 128: ONNX Runtime multiplies unsigned by signed bytes with saturating
-16-bit pairs on x86 without VNNI (its quantization guide, "when and why do I need to try U8U8").
-And nothing divides or shifts a negative word: metadata is made unsigned by a modulus first.
-Weights are constants, so a runtime that folds constants decompresses them once, on loading.
+Two things in the body are there for exactness. The product is of *unsigned* bytes, both sides
+moved by 128 and given zero points of 128: without VNNI, x86 multiplies unsigned by signed bytes in
+pairs that saturate at 16 bits (ONNX Runtime's quantization guide, "When and why do I need to try
+U8U8?"). And nothing divides a negative word: metadata is made unsigned by a modulus first. Weights
+are constants, so a runtime that folds constants decompresses them once, on loading.
 
 Left out: checks of the metadata, which ONNX has no operator for (`sparse24.decompress` has them).
 """
@@ -139,9 +139,7 @@ def function(overload: Overload, opset: int) -> onnx.FunctionProto:
     )
 
 
-def node(
-    overload: Overload, inputs: list[str], output: str, name: str
-) -> onnx.NodeProto:
+def node(overload: Overload, inputs: list[str], output: str, name: str) -> onnx.NodeProto:
     """A node of the operator.
 
     Args:
