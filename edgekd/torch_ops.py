@@ -10,8 +10,9 @@ back, so a model packs once and calls the third. Shapes and types are known with
 torch.compile and torch.export trace all three. There is no backward: int8 has no gradient, and
 training has its own fake-quant.
 
-Packing and launching need a library of kernels/: ``EDGEKD_KERNELS_LIBRARY`` names ``libedgekd_kernels.so``,
-or `use_library` does. The emulator's library does the same with tensors on the CPU, for tests.
+Packing and launching need a library of kernels/: ``EDGEKD_KERNELS_LIBRARY`` names
+``libedgekd_kernels.so``, or `use_library` does. The emulator's library does the same with tensors
+on the CPU, for tests.
 """
 
 from __future__ import annotations

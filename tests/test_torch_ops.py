@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kernels import gemms
 from torch import Tensor
 
 from edgekd import sparse24, torch_ops
 from edgekd.errors import ContractError, ToolchainError, UnsupportedError
 from edgekd.sparse_gemm import OUTPUTS, Output
+from kernels import gemms
 
 N, K = 64, 128
 

@@ -51,9 +51,7 @@ def noticed(fault: Fault) -> str | None:
         path = copy / "src" / fault.file
         text = path.read_text(encoding="utf-8")
         if text.count(fault.was) != 1:
-            sys.exit(
-                f"{fault.what}: {fault.file} does not hold {fault.was!r} exactly once"
-            )
+            sys.exit(f"{fault.what}: {fault.file} does not hold {fault.was!r} exactly once")
         path.write_text(text.replace(fault.was, fault.becomes), encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "tests/kernels"],

@@ -37,7 +37,7 @@ HEAVY = (
 )
 TRAIN_SIDE = {"distill", "export", "models", "structure", "recipes", "report", "sources",
               "noise", "interface", "processors", "plan", "init", "traffic", "weights",
-              "unpack"}  # fmt: skip
+              "unpack", "classes", "torch_ops"}  # fmt: skip
 BLOCK = f"""
 import sys
 

@@ -70,9 +70,7 @@ def test_torch_finds_no_fault_with_the_operators(output: Output) -> None:
     torch.library.opcheck(torch.ops.edgekd.pack_sparse_s8.default, pair)
 
 
-def test_a_gpus_library_takes_no_tensors_of_the_cpu(
-    kernels: Kernels, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpus_library_takes_no_tensors_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     made = arguments(gemms.random(8, 64, 64, "s8"))
 
     class WithoutEmulator:

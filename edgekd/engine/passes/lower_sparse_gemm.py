@@ -14,7 +14,7 @@ The scale is input scale x weight scale in float32, exact for scales of `quant.s
 The numbers. The original multiplies dequantized floats and rounds every partial sum; the lowered
 one adds integers exactly and rounds once at the scale and once at the bias. So a value near a
 rounding boundary may move by one step; where the output is float16 in a float32 graph, it is
-rounded to 11 bits besides. Rates measured: this folder's tests and the engine's README.
+rounded to 11 bits besides. Rates measured: see the engine's README.
 
 It must not fire, and says why: weights in float, convolutions, sizes no kernel takes, weights that
 are not 2:4, a Gemm that scales or transposes, a product with the weight on the left. A residual
@@ -309,20 +309,20 @@ def _operator(graph: Graph, match: _Match, store: _Store) -> list[onnx.NodeProto
     """The operator's node, and where it writes float16 into a float32 graph, the Cast back."""
     from onnx import TensorProto, helper
 
-    layer, weight = match.weight.layer, match.weight
+    weight, prefix = match.weight, f"{match.weight.layer}.gemm"
     assert weight.input_scale is not None, "checked by _refused"
     values, metadata = sparse24.compress(weight.integers)
     inputs = [
         graph.producer[match.matmul.input[0]].input[0],
-        store.add(f"{layer}.values", values),
-        store.add(f"{layer}.metadata", metadata),
-        store.add(f"{layer}.scale", np.float32(weight.input_scale) * weight.scale),
-        store.add(f"{layer}.bias", match.bias),
+        store.add(f"{prefix}.values", values),
+        store.add(f"{prefix}.metadata", metadata),
+        store.add(f"{prefix}.scale", np.float32(weight.input_scale) * weight.scale),
+        store.add(f"{prefix}.bias", match.bias),
     ]
     if match.extra is not None:
         given = match.extra
         named = isinstance(given, str)
-        inputs.append(given if named else store.add(f"{layer}.output_scale", np.asarray(given)))
+        inputs.append(given if named else store.add(f"{prefix}.output_scale", np.asarray(given)))
     name = f"{weight.node}/{sparse_gemm_op.OP_TYPE}"
     if match.overload != "f16" or match.dtype == np.float16:
         return [sparse_gemm_op.node(match.overload, inputs, match.value, name)]
