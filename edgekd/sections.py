@@ -106,7 +106,7 @@ class Sparsity(Section):
 
     method: Literal["magnitude", "sparsegpt"] = "magnitude"
     permute: bool = False
-    pattern_rows: Literal[1, 2, 4, 8, 16, 32, 64, 128] = 1
+    pattern_rows: int = Field(default=1, ge=1)
     include: list[str] = ["*"]
     exclude: list[str] = []
     release: list[str] = []
