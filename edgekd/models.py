@@ -55,13 +55,15 @@ def _define_vision_operators() -> torch.library.Library | None:
 _VISION_OPERATORS = _define_vision_operators()  # what it defined lasts as long as it
 
 
-def describe(spec: str, base: Path) -> dict[str, Any]:
+def describe(spec: str, base: Path, labels: Sequence[str] = ()) -> dict[str, Any]:
     """What is needed to build a network again, as plain values (``model.json``).
 
     Args:
         spec: ``hf:<directory or config.json>``, ``timm:<name>?<argument>=<value>&...`` or
             ``python:<module>:<callable>``.
         base: Directory that a relative path starts from.
+        labels: Names of the data's classes, in its order. Where the network's own names are others
+            and the data's all are among them, ``classes`` says which of its answers are theirs.
 
     Raises:
         ConfigError: Unknown form, the file is missing or not a transformers configuration, or timm
@@ -79,7 +81,9 @@ def describe(spec: str, base: Path) -> dict[str, Any]:
             f"model: found {spec!r}, expected hf:<directory or config.json>, timm:<name> or "
             "python:<module>:<callable>"
         )
-    return {"spec": spec, "config": _hf_config(spec, base / rest)}
+    config = _hf_config(spec, base / rest)
+    chosen = _chosen_classes(config, labels)
+    return {"spec": spec, "config": config, **({"classes": chosen} if chosen else {})}
 
 
 def weights_beside(spec: str, base: Path) -> Path | None:
@@ -104,7 +108,8 @@ def build(description: Mapping[str, Any]) -> nn.Module:
 
     Args:
         description: What `describe` returned; with ``folded``, pairs of a layer and the norm that
-            was folded into it, the structure without those norms.
+            was folded into it, the structure without those norms; with ``classes``, it answers in
+            those of its classes, in that order.
 
     Raises:
         ConfigError: The library has no such architecture or refuses the configuration, or the
@@ -122,7 +127,33 @@ def build(description: Mapping[str, Any]) -> nn.Module:
     scheme = description["spec"].partition(":")[0]
     model = unpack.canonical(make[scheme](description["spec"], description["config"]).float())
     unpack.without_batchnorm(model, description.get("folded", ()))
+    answer_in(model, description.get("classes", ()))
     return model
+
+
+def answer_in(model: nn.Module, classes: Sequence[int]) -> None:
+    """Let a transformers classifier answer in some of its classes alone, in place.
+
+    Args:
+        model: Its answer's ``logits`` are [batch, its own classes].
+        classes: Numbers of the classes, in the order to answer in; none leaves it as it is.
+    """
+    done = any(isinstance(hook, _Classes) for hook in model._forward_hooks.values())
+    if classes and not done:
+        model.register_forward_hook(_Classes(classes))
+
+
+class _Classes:
+    """A hook that picks answers; a class, so that it can be found on a network that has it."""
+
+    def __init__(self, classes: Sequence[int]) -> None:
+        self._classes = list(classes)
+
+    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        logits = output["logits"]
+        index = torch.tensor(self._classes, device=logits.device)
+        output["logits"] = logits.index_select(-1, index)
+        return output
 
 
 def probe(model: nn.Module, inputs: Tensors, io: IO, spec: str) -> None:
@@ -234,6 +265,16 @@ def _hf_config(spec: str, path: Path) -> dict[str, Any]:
                 f"{kind.__name__} that names the class it is"
             )
     return config
+
+
+def _chosen_classes(config: Mapping[str, Any], labels: Sequence[str]) -> list[int]:
+    """Numbers of the data's classes among the network's own; none where it names no others."""
+    names = config.get("id2label")
+    if not labels or not isinstance(names, Mapping):
+        return []
+    own = [str(names[key]) for key in sorted(names, key=int)]
+    known = set(labels) <= set(own) and len(set(own)) == len(own)
+    return [own.index(label) for label in labels] if known and own != list(labels) else []
 
 
 def _timm_config(spec: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from edgekd import models, sources, structure, traffic
-from edgekd.eligible import LayerPlan, share_of_macs
+from edgekd.eligible import LayerPlan, asks_below_int8, share_of_macs
 from edgekd.errors import UnsupportedError
 from edgekd.recipe import Recipe
 from edgekd.target import Target
@@ -135,7 +135,7 @@ def plan(recipe: Recipe, target: Target) -> Plan:
     refuse(recipe, [target])
     examples = sources.load(recipe)
     spec = recipe.student.model or recipe.teacher.model
-    student = models.build(models.describe(spec, recipe.base))
+    student = models.build(models.describe(spec, recipe.base, examples.io.labels))
     count = min(recipe.distill.batch_size, len(examples.train))
     several = models.tensors(examples.train.take(np.arange(count))[0], student)
     one = {name: tensor[:1] for name, tensor in several.items()}
@@ -164,11 +164,14 @@ def plan(recipe: Recipe, target: Target) -> Plan:
 
 
 def refuse(recipe: Recipe, targets: Sequence[Target]) -> None:
-    """Refuse what cannot run on a target, before anything is trained for it.
+    """Refuse what cannot run on a target, or on none, before anything is trained for it.
 
     Raises:
         UnsupportedError: Names the target and every reason.
     """
+    # The graphs alone need no target, and there are none of such weights.
+    if not targets and (below := asks_below_int8(recipe.quantization)):
+        raise UnsupportedError(f"recipe {recipe.name}: {below}")
     for target in targets:
         reasons = refusals(recipe, target)
         if reasons:
@@ -201,6 +204,8 @@ def refusals(recipe: Recipe, target: Target) -> list[str]:
             f"{section.activation_scales} scales: {_ACTIVATION_SCALES[section.activation_scales]}: "
             'set quantization.activation_scales = "static"'
         )
+    if below := asks_below_int8(section):
+        found.append(below)
     limit = target.parser.opset_max
     if limit is not None and recipe.export.opset > limit:
         found.append(

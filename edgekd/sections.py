@@ -42,8 +42,8 @@ class Teacher(Section):
 class Student(Section):
     """The network that ships; by default the teacher's own, weights included.
 
-    `start` is a Student artifact of the same network to go on from: its weights, and its 2:4 masks
-    in every layer that is still planned for 2:4 (see `Sparsity.release`).
+    `start` is a Student artifact of the same network, plan and arm to go on from: its weights, and
+    its 2:4 masks in every layer that is still planned for 2:4 (see `Sparsity.release`).
     """
 
     model: str | None = None
@@ -98,7 +98,8 @@ class Sparsity(Section):
             layer's output most, and makes up for it in the others (arXiv 2301.00774).
         permute: Reorder channels first so that more magnitude is kept, folded into the layers
             around, so that the network computes what it did (Pool and Yu, NeurIPS 2021).
-        pattern_rows: Output rows that share one pattern, the V of V:2:4; 1 is plain 2:4.
+        pattern_rows: Output rows that share one pattern, the V of V:2:4; 1 is plain 2:4. It must
+            divide the output rows of every planned layer.
         include: Shell-style patterns, matched on module names.
         exclude: Likewise; these stay dense.
         release: Likewise; layers of ``student.start`` that were 2:4 and train on dense.
@@ -148,6 +149,19 @@ class Quantization(Section):
     format: Literal["int8", "uint8", "fp8"] = "int8"
     activation_scales: Literal["static", "dynamic", "per-channel"] = "static"
 
+    @model_validator(mode="after")
+    def _one_width(self) -> Quantization:
+        if self.mean_bits is not None and self.weights != "int8":
+            raise ValueError(
+                f"weights is {self.weights!r} and mean_bits is {self.mean_bits:g}: mean_bits gives "
+                "each layer a width of its own, keep one of them"
+            )
+        return self
+
+
+def _default(section: Section, name: str) -> object:
+    return type(section).model_fields[name].default
+
 
 class Losses(Section):
     """Weights of the distillation loss terms; 0 turns a term off.
@@ -166,7 +180,8 @@ class Losses(Section):
         agreement: Compare them only on samples where teacher and student give the same class.
         block_weights: What each block counts in the quantized stage, from its loss at the end of
             the sparse one: ``equal``, ``inverse`` (a larger loss counts less) or ``proportional``.
-        labels_from: ``truth``, or ``teacher`` for its own answers, where nothing is labelled.
+        labels_from: ``truth``, or ``teacher`` for the class that the dense teacher names; then
+            the training split needs no labels, and those it has are not read.
     """
 
     logits: float = Field(default=1.0, ge=0)
@@ -184,6 +199,15 @@ class Losses(Section):
     def _something_to_learn(self) -> Losses:
         if self.logits == self.blocks == self.labels == 0 and not any(self.outputs.values()):
             raise ValueError("all loss weights are 0: give at least one of logits, blocks, labels")
+        of_blocks = ("critical", "agreement", "block_weights")
+        unread = [name for name in of_blocks if getattr(self, name) != _default(self, name)]
+        if self.blocks == 0 and unread:
+            raise ValueError(f"blocks is 0, so nothing reads {', '.join(unread)}: remove it")
+        if self.labels_from == "teacher" and self.task is not None:
+            raise ValueError(
+                "labels_from is 'teacher', which gives class numbers, and task is a loss of its "
+                "own: keep one of them"
+            )
         return self
 
 
@@ -191,7 +215,8 @@ class TeacherIntervention(Section):
     """Teacher intervention (arXiv 2302.11812, section 4); off unless it is given.
 
     Over the first `share` of the steps a signal of the student's attention is replaced by the
-    teacher's; after that the student runs on its own.
+    teacher's; after that the student runs on its own. All modes but ``output`` need attention,
+    softmax(Q K) V with layers of their own for Q, K and V, and as many heads and tokens in both.
 
     Attributes:
         mode: Which signal: ``output`` (TI-O, the branch's output), ``context`` (TI-C, maps times
@@ -235,10 +260,10 @@ class Distill(Training):
 
     @model_validator(mode="after")
     def _weights_from_somewhere(self) -> Distill:
-        if self.losses.block_weights != "equal" and self.sparse is None:
+        if self.losses.block_weights != "equal" and not (self.sparse and self.sparse.steps):
             raise ValueError(
                 f"losses.block_weights is {self.losses.block_weights!r} and takes them from the "
-                "sparse stage's losses: give [distill.sparse], or set it to 'equal'"
+                "sparse stage's losses: give [distill.sparse] with steps, or set it to 'equal'"
             )
         return self
 

@@ -133,6 +133,26 @@ def test_a_recipe_is_frozen_and_survives_its_own_dump() -> None:
             "distill.losses: all loss weights are 0: give at least one of logits, blocks, labels",
         ),
         (
+            "distill.losses",
+            {"blocks": 0.0, "critical": 0.5, "agreement": True},
+            "distill.losses: blocks is 0, so nothing reads critical, agreement: remove it",
+        ),
+        (
+            "distill.losses",
+            {"labels": 1.0, "labels_from": "teacher", "task": "python:a:b"},
+            "distill.losses: labels_from is 'teacher', which gives class numbers, and task is a",
+        ),
+        (
+            "distill",
+            {"steps": 1, "losses": {"block_weights": "inverse"}},
+            "distill: losses.block_weights is 'inverse' and takes them from the sparse stage's",
+        ),
+        (
+            "distill",
+            {"steps": 1, "sparse": {"steps": 0}, "losses": {"block_weights": "inverse"}},
+            "distill: losses.block_weights is 'inverse' and takes them from the sparse stage's",
+        ),
+        (
             "export",
             {"batch_min": 4, "batch_opt": 2},
             "export: batch sizes are min 4, opt 2, max 64: they must not decrease",

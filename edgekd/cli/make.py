@@ -115,8 +115,10 @@ def compress(recipe_name: str, no_sparsity: bool, out: Path | None, as_json: boo
     """Distill and export: from a RECIPE to the proven ONNX graphs of its student."""
     from edgekd.distill.student import distill
     from edgekd.export.model import export
+    from edgekd.plan import refuse
 
     loaded, out = recipe.load(recipe_name), out or Path("out")
+    refuse(loaded, [])
     arm = _student_arm(no_sparsity)
     with progress.stage(f"distill {arm}"):
         student = distill(loaded, out, arm)

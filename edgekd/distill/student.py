@@ -14,7 +14,7 @@ from torch import nn
 
 from edgekd import artifact, kinds, models, progress, sources
 from edgekd.artifact import Artifact, Question, Work, file_hash, source_hash, versions
-from edgekd.distill import device, loop
+from edgekd.distill import device, loop, start
 from edgekd.distill.prepare import TOOLS, Prepared, StudentArm
 from edgekd.distill.teacher import DATA_SOURCES, teach, user_sources
 from edgekd.recipe import Recipe
@@ -75,7 +75,7 @@ def question(recipe: Recipe, teacher: Artifact, arm: StudentArm) -> Question:
     return Question(
         kinds.STUDENT,
         config=config,
-        parents={"teacher": teacher},
+        parents={"teacher": teacher, **start.parents(recipe)},
         sources=sources,
         tools=versions(*TOOLS, "nvidia-modelopt"),
     )
@@ -84,8 +84,14 @@ def question(recipe: Recipe, teacher: Artifact, arm: StudentArm) -> Question:
 def _write(recipe: Recipe, parent: Artifact, arm: StudentArm, work: Work) -> Mapping[str, Any]:
     examples = sources.load(recipe)
     device.prepare(recipe)
-    description = models.describe(recipe.student.model or recipe.teacher.model, recipe.base)
-    teacher, student = _networks(parent, description, _own_weights(recipe))
+    spec = recipe.student.model or recipe.teacher.model
+    description = models.describe(spec, recipe.base, examples.io.labels)
+    weights = _own_weights(recipe)
+    began = start.opened(recipe)
+    if began is not None:
+        description = start.description(recipe, description, began)
+        weights = began.file("model.safetensors")
+    teacher, student = _networks(parent, description, weights)
     prepared = Prepared(recipe, arm, examples, teacher, student, description, work.keep)
     curve = loop.train(
         loop.Run(
@@ -98,6 +104,8 @@ def _write(recipe: Recipe, parent: Artifact, arm: StudentArm, work: Work) -> Map
             keep=work.keep,
             check=prepared.check,
             begin=prepared.begin,
+            observed=lambda: prepared.observed,
+            units=prepared.units,
         )
     )
     return prepared.save(work.scratch, curve)
@@ -106,6 +114,8 @@ def _write(recipe: Recipe, parent: Artifact, arm: StudentArm, work: Work) -> Map
 def _own_weights(recipe: Recipe) -> Path | None:
     """Weights beside the student's own ``hf:`` configuration, where the recipe names one."""
     spec = recipe.student.model
+    if recipe.student.start is not None:
+        return None
     return None if spec is None else models.weights_beside(spec, recipe.base)
 
 
@@ -114,8 +124,8 @@ def _networks(
 ) -> tuple[nn.Module, nn.Module]:
     """Teacher (frozen) and student on their device.
 
-    A student starts from its own weights where it has some, else from the teacher's where the two
-    networks are equal, else from random ones.
+    A student starts from its own weights where it has some (those of `student.start` or beside its
+    configuration), else from the teacher's where the two networks are equal, else from random ones.
     """
     teacher_description = parent.read_json("model.json")
     teacher = models.build(teacher_description)

@@ -94,7 +94,7 @@ def checkpoint(recipe: Recipe) -> Path | None:
 def _write(recipe: Recipe, work: Work) -> Mapping[str, Any]:
     examples = data_sources.load(recipe)
     device.prepare(recipe)
-    description = models.describe(recipe.teacher.model, recipe.base)
+    description = models.describe(recipe.teacher.model, recipe.base, examples.io.labels)
     model = models.build(description).to(device.name())
     one = models.tensors(examples.train.take(samples.spread(len(examples.train), 1))[0], model)
     models.probe(model, one, examples.io, description["spec"])

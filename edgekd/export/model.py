@@ -29,7 +29,7 @@ from edgekd.artifact import (
     versions,
 )
 from edgekd.data import IO, Arrays
-from edgekd.eligible import LayerPlan, share_of_macs
+from edgekd.eligible import LayerPlan, refuse_below_int8, share_of_macs
 from edgekd.errors import ConfigError, ContractError, names_that_exist
 from edgekd.export import parity, qdq_form, storage
 from edgekd.export.attention import count_attention
@@ -59,8 +59,10 @@ def export(source: Artifact, out: Path, settings: Export | None = None) -> Artif
         ConfigError: A symbol in the inputs' shapes has no sizes in the settings.
         ContractError: A file that would ship breaks a promise (2:4, integers, parity).
         ToolchainError: The network cannot be traced.
+        UnsupportedError: Its weights have fewer bits than any target multiplies.
     """
     settings = resolved(settings or Export())
+    refuse_below_int8(source)
     samples = _samples(source, out)
     arm = source.config.get("arm", "fp16")
     question = Question(

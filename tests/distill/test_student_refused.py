@@ -38,12 +38,12 @@ def test_a_layer_the_library_skips_although_planned(
 def test_quantizers_before_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = sparsify.masks
 
-    def late(model: Any, rows: Any) -> Any:
+    def late(model: Any, rows: Any, *more: Any) -> Any:
         scales = {row.layer: torch.tensor(1.0) for row in rows if row.int8}
         quantize.attach(model, [r for r in rows if r.int8 and not r.sparse], {}, scales)
         dense = [eligible.LayerPlan(**{**r.as_json(), "sparse": False}) for r in rows]
         quantize.attach(model, dense, {}, scales)
-        return real(model, rows)
+        return real(model, rows, *more)
 
     monkeypatch.setattr(sparsify, "masks", late)
     found = refused(tiny(tmp_path), tmp_path / "out", ContractError)
