@@ -48,10 +48,11 @@ class Facts:
             (TensorRT's 2:4 for convolutions is along the input channels of each kernel position).
         groups: Groups of a Conv2d, 1 for a Linear.
         macs: Multiply-accumulates for one example over all its runs, counted on a real input.
-        is_output: Whether its result is an output of the network.
+        is_output: Whether it is the last layer on a way to an output of the network.
         runs: How often it runs in a forward pass.
         tied_to: The layer whose weight it uses, the first of them to run; empty where that is it.
         shared: What else reads its weight and is no Linear or Conv2d; empty where nothing does.
+        output_of: Names of the outputs it is the last layer of; empty where there is one output.
     """
 
     layer: str
@@ -65,6 +66,12 @@ class Facts:
     runs: int = 1
     tied_to: str = ""
     shared: str = ""
+    output_of: str = ""
+
+    @property
+    def head(self) -> str:
+        """What it is called where it is an output layer."""
+        return f"output layer of {self.output_of}" if self.output_of else "output layer"
 
 
 @dataclass(frozen=True)
@@ -204,7 +211,7 @@ def _int8_reason(facts: Facts, section: Quantization | None) -> str:
     if section is None:
         return "INT8 is off in this arm"
     if facts.is_output:
-        return "output layer: stays in float, its few operations decide the answer"
+        return f"{facts.head}: stays in float, its few operations decide the answer"
     if facts.groups > 1 and facts.k_group == 1:
         return "depthwise convolution: INT8 kernels pad each channel to four"
     if facts.k_group < 16:
@@ -227,7 +234,7 @@ def _sparse_reason(facts: Facts, section: Sparsity | None) -> str:
     if facts.n % 8:
         return f"n is {facts.n}, sparse kernels want a multiple of 8"
     if facts.is_output:
-        return "output layer: stays dense"
+        return f"{facts.head}: stays dense"
     if facts.shared:
         return f"its weight is also read by {facts.shared}: stays dense"
     excluded = _excluded(facts.layer, section.include, section.exclude, "sparsity")

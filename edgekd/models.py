@@ -1,9 +1,10 @@
 """Networks: how one is described, built and run.
 
-A network comes from ``hf:<directory or config.json>`` (transformers, never with remote code), from
-``timm:<name>?<argument>=<value>&...`` or from ``python:<module>:<callable>``. However it is
-written, what is built has one canonical form (`edgekd.unpack`). Its description is plain values,
-its weights are files of their own (`edgekd.weights`). Distillation and export both start here.
+A network comes from ``hf:<directory, config.json or hub id>`` (transformers, never with remote
+code), from ``timm:<name>?<argument>=<value>&...`` or from ``python:<module>:<callable>``. However
+it is written, what is built has one canonical form (`edgekd.unpack`). Its description is plain
+values, its weights are files of their own (`edgekd.weights`). Distillation and export both start
+here.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import difflib
 import importlib.util
 import json
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgekd import unpack
+from edgekd import classes, unpack, weights
 from edgekd.artifact import file_hash
 from edgekd.data import IO, Arrays, python_object
-from edgekd.errors import ConfigError, ContractError, EdgekdError, ToolchainError
+from edgekd.errors import ConfigError, ContractError, EdgekdError, ToolchainError, install
 
 Tensors = dict[str, Tensor]
 BATCH = 64
@@ -70,7 +72,7 @@ def describe(spec: str, base: Path, labels: Sequence[str] = ()) -> dict[str, Any
             has no such model.
         ToolchainError: timm is not installed.
     """
-    scheme, _, rest = spec.partition(":")
+    scheme = spec.partition(":")[0]
     if scheme == "python":
         python_object(spec, "model")
         return {"spec": spec, "config": None}
@@ -81,24 +83,22 @@ def describe(spec: str, base: Path, labels: Sequence[str] = ()) -> dict[str, Any
             f"model: found {spec!r}, expected hf:<directory or config.json>, timm:<name> or "
             "python:<module>:<callable>"
         )
-    config = _hf_config(spec, base / rest)
-    chosen = _chosen_classes(config, labels)
+    config = _hf_config(spec, weights.place(spec, base))
+    chosen = classes.chosen(config, labels)
     return {"spec": spec, "config": config, **({"classes": chosen} if chosen else {})}
 
 
 def weights_beside(spec: str, base: Path) -> Path | None:
-    """``model.safetensors`` in the directory an ``hf:`` spec names, if it is there."""
-    scheme, _, rest = spec.partition(":")
-    file = base / rest / "model.safetensors"
-    return file if scheme == "hf" and file.is_file() else None
+    """Weights in the directory an ``hf:`` spec names, if it has some (`weights.in_directory`)."""
+    is_hf = spec.startswith("hf:")
+    return weights.in_directory(weights.place(spec, base)) if is_hf else None
 
 
 def source_files(spec: str, base: Path) -> dict[str, str]:
     """Content hashes of the files a spec names, for an artifact's question."""
-    scheme, _, rest = spec.partition(":")
-    path = base / rest
-    if scheme != "hf":
+    if not spec.startswith("hf:"):
         return {}
+    path = weights.place(spec, base)
     file = path / "config.json" if path.is_dir() else path
     return {"model config": file_hash(file)} if file.is_file() else {}
 
@@ -127,37 +127,12 @@ def build(description: Mapping[str, Any]) -> nn.Module:
     scheme = description["spec"].partition(":")[0]
     model = unpack.canonical(make[scheme](description["spec"], description["config"]).float())
     unpack.without_batchnorm(model, description.get("folded", ()))
-    answer_in(model, description.get("classes", ()))
+    classes.answer_in(model, description.get("classes", ()))
     return model
 
 
-def answer_in(model: nn.Module, classes: Sequence[int]) -> None:
-    """Let a transformers classifier answer in some of its classes alone, in place.
-
-    Args:
-        model: Its answer's ``logits`` are [batch, its own classes].
-        classes: Numbers of the classes, in the order to answer in; none leaves it as it is.
-    """
-    done = any(isinstance(hook, _Classes) for hook in model._forward_hooks.values())
-    if classes and not done:
-        model.register_forward_hook(_Classes(classes))
-
-
-class _Classes:
-    """A hook that picks answers; a class, so that it can be found on a network that has it."""
-
-    def __init__(self, classes: Sequence[int]) -> None:
-        self._classes = list(classes)
-
-    def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        logits = output["logits"]
-        index = torch.tensor(self._classes, device=logits.device)
-        output["logits"] = logits.index_select(-1, index)
-        return output
-
-
 def probe(model: nn.Module, inputs: Tensors, io: IO, spec: str) -> None:
-    """Pass one example through a network: where network and data first meet.
+    """Pass examples through a network, one and two at a time: where network and data first meet.
 
     Args:
         model: The network; left as it was.
@@ -167,6 +142,7 @@ def probe(model: nn.Module, inputs: Tensors, io: IO, spec: str) -> None:
 
     Raises:
         ConfigError: The network fails on the data, or its outputs are not of io's shapes.
+        ContractError: It returns others than io's, or takes one example at a time and no more.
     """
     training = model.training
     model.eval()
@@ -175,21 +151,66 @@ def probe(model: nn.Module, inputs: Tensors, io: IO, spec: str) -> None:
             _refusals(spec, f"does not take the data's inputs {', '.join(inputs)}"),
             torch.no_grad(),
         ):
-            outputs = forward(model, inputs, io)
+            try:
+                outputs = forward(model, inputs, io)
+            except ContractError as error:
+                raise ContractError(
+                    f"model {spec!r}: {error}: return these (teacher and student need the same "
+                    "outputs), or name in the data's io what both return"
+                ) from error
+        rows = len(next(iter(inputs.values())))
+        for tensor in io.outputs:
+            found = list(outputs[tensor.name].shape)
+            if not _fits(found, tensor.shape, rows):
+                raise ConfigError(
+                    f"model {spec!r}: its output {tensor.name!r} is {found} for {rows} examples, "
+                    f"the data's io says {tensor.shape}: correct the network's size or the io"
+                )
+        if rows == 1:
+            _require_two(model, {n: torch.cat([t, t]) for n, t in inputs.items()}, io, spec)
     finally:
         model.train(training)
+
+
+def _require_two(model: nn.Module, inputs: Tensors, io: IO, spec: str) -> None:
+    """Refuse a network that answered one example and does not answer two."""
+    try:
+        with torch.no_grad():
+            outputs = forward(model, inputs, io)
+    except Exception as error:  # the network's own code raises what it likes
+        reason = " ".join(str(error).split())[:200]
+        what = f"it fails{_place(error)} ({type(error).__name__}: {reason})"
+        raise ContractError(f"{_ONE.format(spec)} {what}; {_ANY}") from error
     for tensor in io.outputs:
         found = list(outputs[tensor.name].shape)
-        fits = len(found) == len(tensor.shape) and all(
-            isinstance(want, str) or want == have
-            for want, have in zip(tensor.shape, found, strict=True)
-        )
-        if not fits:
-            raise ConfigError(
-                f"model {spec!r}: its output {tensor.name!r} is {found} for "
-                f"{len(next(iter(inputs.values())))} examples, the data's io says {tensor.shape}: "
-                "correct the network's size or the io"
-            )
+        if not _fits(found, tensor.shape, 2):
+            wanted = [2 if size == "batch" else size for size in tensor.shape]
+            what = f"its output {tensor.name!r} is {found}, expected {wanted}"
+            raise ContractError(f"{_ONE.format(spec)} {what}; {_ANY}")
+
+
+_ONE = "model {!r}: takes a batch of 1 only: for 2 examples"
+_ANY = (
+    "training, calibration and an engine take any batch: take the batch size from the input's "
+    "shape there, x.shape[0] or -1, not the number 1"
+)
+
+
+def _fits(found: Sequence[int], shape: Sequence[int | str], rows: int) -> bool:
+    """Whether a shape is what io says; symbols other than the batch may be any size."""
+    sizes = [rows if size == "batch" else size for size in shape]
+    return len(found) == len(sizes) and all(
+        isinstance(want, str) or want == have for want, have in zip(sizes, found, strict=True)
+    )
+
+
+def _place(error: Exception) -> str:
+    """The last line of the network's own code that an exception passed."""
+    ours = tuple(str(Path(file).parent) for file in (torch.__file__, __file__))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((*ours, "<")):
+            return f" in {frame.filename}, line {frame.lineno} (`{frame.line}`)"
+    return ""
 
 
 def forward(model: nn.Module, inputs: Tensors, io: IO) -> Tensors:
@@ -267,16 +288,6 @@ def _hf_config(spec: str, path: Path) -> dict[str, Any]:
     return config
 
 
-def _chosen_classes(config: Mapping[str, Any], labels: Sequence[str]) -> list[int]:
-    """Numbers of the data's classes among the network's own; none where it names no others."""
-    names = config.get("id2label")
-    if not labels or not isinstance(names, Mapping):
-        return []
-    own = [str(names[key]) for key in sorted(names, key=int)]
-    known = set(labels) <= set(own) and len(set(own)) == len(own)
-    return [own.index(label) for label in labels] if known and own != list(labels) else []
-
-
 def _timm_config(spec: str) -> dict[str, Any]:
     """Name and arguments of a timm model; values are Python literals, other text is a string."""
     timm = _timm(spec)
@@ -308,7 +319,7 @@ def _timm(spec: str) -> Any:
     except ImportError as error:
         raise ToolchainError(
             f"model {spec!r}: timm cannot be imported ({str(error).splitlines()[0]}): "
-            "pip install 'edgekd[timm]'"
+            f"{install('timm')}"
         ) from error
     return timm
 

@@ -4,8 +4,8 @@
 them into memory and gives any rows by number. A batch is read, decoded and preprocessed when it is
 taken, so a data set is never in memory as a whole, and its order is that of the sorted files. No
 code of a data set is ever run: what is read is folders of images, parquet and csv. A hub id is
-passed through to `datasets`, which downloads it where it may (``HF_DATASETS_OFFLINE``); that path
-is not tested here.
+passed through to `datasets`, which downloads it where it may (``HF_HUB_OFFLINE``); what is tested
+here is what is said where it cannot.
 
 Labels become class numbers in the order of the network's own names where it has them, since a
 checkpoint's classes are not the data's. With ``distill.losses.labels_from = "teacher"`` nobody

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from edgekd import (
     artifact,
+    classes,
     data,
     io_json,
     kinds,
@@ -338,7 +339,7 @@ def _described(
             f"differ, first {differ[0]}: found {shapes[0]}, expected {shapes[1]}: name in the "
             f"recipe what builds it"
         )
-    models.answer_in(network, description.get("classes", ()))
+    classes.answer_in(network, description.get("classes", ()))
     return description
 
 

@@ -13,12 +13,12 @@ from typing import Any
 from torch import nn
 
 from edgekd import artifact, kinds, models, progress, sources
-from edgekd.artifact import Artifact, Question, Work, file_hash, source_hash, versions
+from edgekd.artifact import Artifact, Question, Work, source_hash, versions
 from edgekd.distill import device, loop, start
 from edgekd.distill.prepare import TOOLS, Prepared, StudentArm
 from edgekd.distill.teacher import DATA_SOURCES, teach, user_sources
 from edgekd.recipe import Recipe
-from edgekd.weights import load_weights
+from edgekd.weights import content_hash, load_weights
 
 
 def distill(recipe: Recipe, out: Path, arm: StudentArm = "sparse") -> Artifact:
@@ -59,6 +59,7 @@ def question(recipe: Recipe, teacher: Artifact, arm: StudentArm) -> Question:
             "edgekd.distill",
             "edgekd.models",
             "edgekd.weights",
+            "edgekd.classes",
             "edgekd.unpack",
             "edgekd.structure",
             *DATA_SOURCES,
@@ -71,7 +72,7 @@ def question(recipe: Recipe, teacher: Artifact, arm: StudentArm) -> Question:
     }
     weights = _own_weights(recipe)
     if weights is not None:
-        sources["student weights"] = file_hash(weights)
+        sources["student weights"] = content_hash(weights)
     return Question(
         kinds.STUDENT,
         config=config,
