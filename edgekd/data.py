@@ -107,8 +107,8 @@ def load(source: str) -> Data:
 
     Raises:
         ConfigError: The source cannot be loaded or fails, a split is empty, a label is no whole
-            number or out of range, or an input is missing, of another dtype or shape than io says,
-            or not finite.
+            number or out of range, an input is missing, of another dtype or shape than io says, or
+            not finite, or io names a callable that is not there.
     """
     make = python_object(source, "data.source")
     try:
@@ -121,6 +121,9 @@ def load(source: str) -> Data:
         raise ConfigError(
             f"data.source {source!r} returned {type(data).__name__}, expected edgekd.data.Data"
         )
+    after = data.io.postprocess or ""
+    if after.startswith("python:"):
+        python_object(after, f"data.source {source!r}, io.postprocess")
     for name, split in (("train", data.train), ("evaluation", data.evaluation)):
         _check_split(f"data.source {source!r}, {name} split", split, data.io)
     return data

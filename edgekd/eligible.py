@@ -18,8 +18,21 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from edgekd.errors import ConfigError, ContractError, names_that_exist
+from edgekd.artifact import Artifact
+from edgekd.errors import ConfigError, ContractError, UnsupportedError, names_that_exist
 from edgekd.recipe import Quantization, Sparsity
+
+# What a recipe calls a width of weights.
+BITS = {"int8": 8, "int4": 4, "ternary": 2}
+# TensorRT, "Work with quantized types": INT4 is for weights alone, dequantized for a product in
+# half precision; of fewer bits there is no type.
+NO_TARGET = (
+    "no target multiplies weights of fewer than 8 bits with INT8 activations; `edgekd distill` "
+    "trains such a student and measures it in torch, which is where it ends"
+)
+
+# Of a layer whose pruned weights a student goes on with, see `edgekd.distill.start`.
+RELEASED = "released to dense (sparsity.release)"
 
 
 @dataclass(frozen=True)
@@ -35,10 +48,11 @@ class Facts:
             (TensorRT's 2:4 for convolutions is along the input channels of each kernel position).
         groups: Groups of a Conv2d, 1 for a Linear.
         macs: Multiply-accumulates for one example over all its runs, counted on a real input.
-        is_output: Whether its result is an output of the network.
+        is_output: Whether it is the last layer on a way to an output of the network.
         runs: How often it runs in a forward pass.
         tied_to: The layer whose weight it uses, the first of them to run; empty where that is it.
         shared: What else reads its weight and is no Linear or Conv2d; empty where nothing does.
+        output_of: Names of the outputs it is the last layer of; empty where there is one output.
     """
 
     layer: str
@@ -52,12 +66,19 @@ class Facts:
     runs: int = 1
     tied_to: str = ""
     shared: str = ""
+    output_of: str = ""
+
+    @property
+    def head(self) -> str:
+        """What it is called where it is an output layer."""
+        return f"output layer of {self.output_of}" if self.output_of else "output layer"
 
 
 @dataclass(frozen=True)
 class LayerPlan:
     """One row of ``layers.json``: a layer, and whether 2:4 and INT8 are planned or why not.
 
+    `int8` says that it is quantized; its inputs always are to INT8, its weights to `bits`.
     `node` names the ONNX node, or nodes joined by " + " where the layer runs several times. A row
     that is `tied_to` another counts in operations, and not again in weights.
     """
@@ -74,6 +95,7 @@ class LayerPlan:
     node: str = ""
     runs: int = 1
     tied_to: str = ""
+    bits: int = 8
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, as stored in ``layers.json``."""
@@ -99,6 +121,8 @@ def plan(
         if section is not None:
             _check_patterns(f"{where}.include", section.include, names)
             _check_patterns(f"{where}.exclude", section.exclude, names)
+    if sparsity is not None:
+        _check_patterns("sparsity.release", sparsity.release, names)
     rows = []
     int8_reasons = _together(layers, [_int8_reason(facts, quantization) for facts in layers])
     sparse_reasons = _together(layers, [_sparse_reason(facts, sparsity) for facts in layers])
@@ -121,18 +145,52 @@ def plan(
                 sparse_reason=sparse,
                 runs=facts.runs,
                 tied_to=facts.tied_to,
+                bits=BITS[quantization.weights] if quantization and not int8 else 8,
             )
         )
     return rows
 
 
+def below_int8(rows: Sequence[LayerPlan]) -> str:
+    """Why a network with weights of fewer than 8 bits goes no further than torch; empty if none."""
+    found = [row for row in rows if row.int8 and row.bits < 8]
+    if not found:
+        return ""
+    widths = " and ".join(str(bits) for bits in sorted({row.bits for row in found}))
+    names = ", ".join(row.layer for row in found[:3]) + (", ..." if found[3:] else "")
+    return f"weights of {len(found)} layers have {widths} bits ({names}): {NO_TARGET}"
+
+
+def refuse_below_int8(student: Artifact) -> None:
+    """Refuse to export a Student that no target runs.
+
+    Raises:
+        UnsupportedError: Names the layers and their widths.
+    """
+    if "layers.json" in student.manifest.files:
+        reason = below_int8([LayerPlan(**row) for row in student.read_json("layers.json")])
+        if reason:
+            raise UnsupportedError(f"{student.path}: {reason}")
+
+
+def asks_below_int8(section: Quantization) -> str:
+    """The same for a recipe; empty where all it asks for is INT8."""
+    if section.mean_bits is not None and section.mean_bits < 8:
+        return f"quantization.mean_bits = {section.mean_bits:g}: {NO_TARGET}"
+    if section.mean_bits is None and section.weights != "int8":
+        return f'quantization.weights = "{section.weights}": {NO_TARGET}'
+    return ""
+
+
 def share_of_macs(rows: Sequence[LayerPlan], what: str) -> float:
     """Share of multiply-accumulates, 0 to 1, planned for ``int8`` or ``sparse``.
 
-    The denominator is every Linear and Conv2d; attention's own products are not weights.
+    Weights of fewer than 8 bits are not INT8. The denominator is every Linear and Conv2d;
+    attention's own products are not weights.
     """
     total = sum(row.macs for row in rows)
-    return sum(row.macs for row in rows if getattr(row, what)) / total if total else 0.0
+    planned = [row for row in rows if getattr(row, what) and (what != "int8" or row.bits == 8)]
+    return sum(row.macs for row in planned) / total if total else 0.0
 
 
 def _together(layers: Sequence[Facts], reasons: Sequence[str]) -> list[str]:
@@ -153,7 +211,7 @@ def _int8_reason(facts: Facts, section: Quantization | None) -> str:
     if section is None:
         return "INT8 is off in this arm"
     if facts.is_output:
-        return "output layer: stays in float, its few operations decide the answer"
+        return f"{facts.head}: stays in float, its few operations decide the answer"
     if facts.groups > 1 and facts.k_group == 1:
         return "depthwise convolution: INT8 kernels pad each channel to four"
     if facts.k_group < 16:
@@ -176,10 +234,12 @@ def _sparse_reason(facts: Facts, section: Sparsity | None) -> str:
     if facts.n % 8:
         return f"n is {facts.n}, sparse kernels want a multiple of 8"
     if facts.is_output:
-        return "output layer: stays dense"
+        return f"{facts.head}: stays dense"
     if facts.shared:
         return f"its weight is also read by {facts.shared}: stays dense"
-    return _excluded(facts.layer, section.include, section.exclude, "sparsity")
+    excluded = _excluded(facts.layer, section.include, section.exclude, "sparsity")
+    released = any(fnmatchcase(facts.layer, pattern) for pattern in section.release)
+    return excluded or (RELEASED if released else "")
 
 
 def _excluded(layer: str, include: list[str], exclude: list[str], where: str) -> str:

@@ -54,7 +54,9 @@ class MeasurementError(EdgekdError):
 
 
 def names_that_exist(wrong: str, names: Iterable[str]) -> str:
-    """End of a sentence about a name that was not found: the nearest one, then all that exist.
+    """What follows on a name that was not found: the nearest one, then all that exist.
+
+    They are sentences of their own: the one before ends with a full stop.
 
     Args:
         wrong: The name as the user gave it.

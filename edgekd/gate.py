@@ -24,6 +24,7 @@ from edgekd.bench import stats
 from edgekd.bench.bench import bench, common_target, protocol
 from edgekd.bench.scenario import Scenario
 from edgekd.data import IO, inputs_of
+from edgekd.engine.build import EXTERNAL
 from edgekd.errors import ConfigError
 from edgekd.judge import (
     Check,
@@ -273,14 +274,14 @@ def _accuracy_to_baseline(evidence: _Evidence, other: Baseline, limit_points: fl
 
 
 def size(engine: Artifact) -> tuple[str, int]:
-    """The file that the runtime opens, and its bytes.
+    """The file that the runtime opens, with the weights that lie beside it, and their bytes.
 
     Args:
         engine: The engine.
     """
     files = engine.manifest.files
-    name = next(name for name in ("model.plan", "model.onnx") if name in files)
-    return name, files[name].bytes
+    opened = [name for name in ("model.plan", "model.onnx", EXTERNAL) if name in files]
+    return " with ".join(opened), sum(files[name].bytes for name in opened)
 
 
 def compare_answers(baseline: Artifact, engine: Artifact, samples: Artifact) -> dict[str, Any]:

@@ -1,12 +1,16 @@
-"""An image or a sentence in, classes out, through any artifact that can answer.
+"""An image or a sentence in, classes or the user's own answers out, of any artifact that answers.
 
 What is done to the input is read from the artifact's own ``io.json`` and done by
 `edgekd.preprocess`, as it was for training, calibration and evaluation. Where Pillow or tokenizers
-are not there, as on a device, the inputs come as arrays from an ``.npz``.
+are not there, as on a device, the inputs come as arrays from an ``.npz``. What must be done with
+the outputs outside the graph is run where ``io.json`` names the user's callable for it, and told
+where it is a sentence or the callable is not on this machine.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +21,8 @@ from numpy.typing import NDArray
 
 from edgekd import preprocess, runner
 from edgekd.artifact import Artifact
-from edgekd.data import IO, Arrays
-from edgekd.errors import ConfigError
+from edgekd.data import IO, Arrays, python_module, python_object
+from edgekd.errors import ConfigError, EdgekdError
 from edgekd.io_json import IO_JSON, Text
 
 
@@ -37,10 +41,13 @@ def infer(
     Returns:
         One for each input, in order: ``input`` and, of a classifier, ``classes``, the likeliest
         first, each with ``label``, ``index`` and ``probability``; of other networks ``outputs``,
-        each with ``shape``, ``min`` and ``max``.
+        each with ``shape``, ``min`` and ``max``. Where something is to be done after the graph,
+        ``answer`` is what ``io.postprocess`` made of the row's outputs, or ``to_do`` says what is
+        left.
 
     Raises:
-        ConfigError: An input cannot be read or is not what the network takes.
+        ConfigError: An input cannot be read or is not what the network takes; the user's
+            postprocess failed, or returned something else than plain values.
         UnsupportedError: The artifact is evidence, which is never run.
         ToolchainError: What is needed to read the inputs, or to run the network, is not installed.
     """
@@ -48,8 +55,9 @@ def infer(
     arrays, names = _inputs(model, io, inputs, pair)
     with runner.open(model) as run:
         outputs = run(arrays)
+    after = _postprocessed(outputs, io, len(names))
     return [
-        {"input": name, **_answer({n: array[row] for n, array in outputs.items()}, io, top)}
+        {"input": name, **_answer({n: a[row] for n, a in outputs.items()}, io, top), **after[row]}
         for row, name in enumerate(names)
     ]
 
@@ -119,6 +127,37 @@ def _answer(outputs: Arrays, io: IO, top: int) -> dict[str, Any]:
             for name, array in outputs.items()
         }
     }
+
+
+def _postprocessed(outputs: Arrays, io: IO, rows: int) -> list[dict[str, Any]]:
+    """What is done after the graph, for each row: its answer, or what is left to do."""
+    spec = io.postprocess
+    if spec is None:
+        return [{}] * rows
+    module = python_module(spec)
+    if module is None:
+        return [{"to_do": spec}] * rows
+    if not _installed(module):
+        return [{"to_do": f"{spec}, whose module {module!r} is not installed here"}] * rows
+    where = f"io.postprocess {spec!r}"
+    run = python_object(spec, "io.postprocess")
+    try:
+        found = json.loads(json.dumps(list(run(outputs))))
+    except EdgekdError:
+        raise
+    except Exception as error:  # whatever the user's code raises, or what JSON has no word for
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{where} failed: {type(error).__name__}: {reason}") from error
+    if len(found) != rows:
+        raise ConfigError(f"{where} returned {len(found)} answers, expected {rows}, one a row")
+    return [{"answer": each} for each in found]
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a package above it is missing
+        return False
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ import os
 import re
 from pathlib import Path
 
-from edgekd import artifact, models, plan, recipe, structure
+from edgekd import artifact, models, plan, recipe, structure, weights
 from edgekd.errors import ConfigError
 from edgekd.target import Target
 
@@ -49,10 +49,10 @@ def init(
     """
     if path.exists():
         raise ConfigError(f"{path}: exists already: name another file with --recipe, or remove it")
-    spec, weights = _model(model, path.parent)
+    spec, file = _model(model, path.parent)
     lines = [
         *_head(model, target, path),
-        *_teacher(spec, weights, model),
+        *_teacher(spec, file, model),
         *_data(train, evaluation, path.parent),
         *_training(train is not None, _repeats(model)),
         *_rest(target),
@@ -78,13 +78,14 @@ def _model(model: str, base: Path) -> tuple[str, Path | None]:
             f"model: found {model!r}, expected hf:<directory or config.json>, timm:<name> or "
             "python:<module>:<callable>"
         )
-    place = Path(rest)
+    place = weights.place(model, Path())
     config = place / "config.json" if place.is_dir() else place
     if not config.is_file():
         raise ConfigError(f"model {model!r}: no such file: {config}")
-    found = [config.parent / name for name in ("model.safetensors", *WEIGHTS)]
-    weights = next((file for file in found if file.is_file()), None)
-    return f"hf:{_from(place, base)}", weights
+    found = [config.parent / name for name in WEIGHTS]
+    file = weights.in_directory(config.parent) or next(filter(Path.is_file, found), None)
+    spec = f"hf:{_from(place, base)}" if place == Path(rest) else model  # a hub id stays one
+    return spec, file
 
 
 def _head(model: str, target: Target, path: Path) -> list[str]:
@@ -103,10 +104,10 @@ def _head(model: str, target: Target, path: Path) -> list[str]:
     ]
 
 
-def _teacher(spec: str, weights: Path | None, model: str) -> list[str]:
+def _teacher(spec: str, file: Path | None, model: str) -> list[str]:
     lines = ["[teacher] # the network whose knowledge is kept; the student starts as its copy"]
     lines.append(f"model = {_text(spec)}")
-    if weights is None:
+    if file is None:
         return [
             *lines,
             f"# {model} has no weights beside it. Name a .safetensors or a .pt of tensors here:",
@@ -116,8 +117,8 @@ def _teacher(spec: str, weights: Path | None, model: str) -> list[str]:
             "steps = 0",
             "",
         ]
-    if weights.name != "model.safetensors":
-        beside = str(Path(spec.partition(":")[2].removesuffix("config.json")) / weights.name)
+    if file.name in WEIGHTS or spec.endswith("config.json"):  # looked for in directories alone
+        beside = str(Path(spec.partition(":")[2].removesuffix("config.json")) / file.name)
         lines.append(f"checkpoint = {_text(beside)} # read as tensors only")
     return [*lines, ""]
 

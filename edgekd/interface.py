@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgekd import models, processors
+from edgekd import models, processors, weights
 from edgekd.errors import ConfigError
 from edgekd.io_json import IO, TOKENIZER, Image, Nothing, Preprocess, Tensor, Text
 from edgekd.recipe import Recipe
@@ -58,7 +58,7 @@ def of_recipe(recipe: Recipe) -> Interface:
     spec = recipe.teacher.model
     config = models.describe(spec, recipe.base)["config"]
     asked = recipe.data.preprocess or spec
-    scheme, _, rest = asked.partition(":")
+    scheme = asked.partition(":")[0]
     timm = spec.startswith("timm:")
     labels, classes = _classes(config or {})
     if timm:
@@ -73,7 +73,7 @@ def of_recipe(recipe: Recipe) -> Interface:
             f"recipe {recipe.name}: data.source {recipe.data.source!r} does not know how to feed "
             f'{asked!r}: give data.preprocess = "hf:<directory>" or "timm:<name>"'
         )
-    directory = recipe.base / rest
+    directory = weights.place(asked, recipe.base, "data.preprocess")
     if not directory.exists():
         raise ConfigError(f"data.preprocess {asked!r}: no such directory: {directory}")
     directory = directory if directory.is_dir() else directory.parent

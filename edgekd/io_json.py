@@ -4,7 +4,8 @@ It lies beside every graph and every engine, and with it the files it names: wro
 a device is otherwise invisible, since a network answers anything. `Image` and `Text` say what
 `edgekd.preprocess` does, step by step and in its order; they hold every number that decides a pixel
 or an id and nothing that a library would have to look up. `Nothing` means that the data's own code
-makes the inputs, so only arrays can be given.
+makes the inputs, so only arrays can be given. What is left to do with the outputs, such as the
+suppression of a detector's boxes, is named beside them and is in no graph.
 
 Plain values only (pydantic), so it reads on a device without Pillow or tokenizers.
 """
@@ -135,6 +136,9 @@ class IO(_Plain):
         metric: ``python:<module>:<callable>`` from (outputs, labels) to a score in 0..1 for each
             sample, in the place of top-1.
         random: The inputs were drawn at random, so that no answer is right or wrong.
+        postprocess: What the host must do with the outputs after the graph: a sentence, or
+            ``python:<module>:<callable>`` from {name: array[n, ...]} to n answers of plain values,
+            which `edgekd.infer` then gives. Nothing to do where it is None.
     """
 
     inputs: list[Tensor]
@@ -143,6 +147,7 @@ class IO(_Plain):
     preprocess: Preprocess = Nothing()
     metric: str | None = None
     random: bool = False
+    postprocess: str | None = Field(default=None, min_length=1)
 
     def roles(self) -> dict[str, Role]:
         """How each output is compared, by name."""

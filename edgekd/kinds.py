@@ -1,4 +1,4 @@
-"""The nine kinds of artifact: which files each holds, by name.
+"""The ten kinds of artifact: which files each holds, by name.
 
 | Kind | Made by | Holds |
 |---|---|---|
@@ -6,6 +6,7 @@
 | Student | distill | the same, with masks and scales, the layer plan and the loss curve |
 | Samples | export | preprocessed inputs, labels, recorded outputs, ids |
 | OnnxModel | export | the graph for TensorRT, the graph for ONNX Runtime, io, layers |
+| ExportChoice | run | the ways of exporting that were tried, and which engine decided |
 | Engine | build | what a runtime executes, and its layer table |
 | Bundle | build | everything a device needs to build, measure and judge by itself |
 | LatencyReport, AccuracyReport, Verdict | bench, evaluate, gate | what was measured |
@@ -34,8 +35,9 @@ STUDENT = Kind(
 )
 SAMPLES = Kind("Samples", "samples", 2, ("samples.npz", "io.json"))
 ONNX_MODEL = Kind(
-    "OnnxModel", "onnx-model", 2, ("trt.onnx", "ort.onnx", "io.json", "layers.json", "outputs.npz")
+    "OnnxModel", "onnx-model", 3, ("trt.onnx", "ort.onnx", "io.json", "layers.json", "outputs.npz")
 )
+EXPORT_CHOICE = Kind("ExportChoice", "export-choice", 1, ("choice.json",))
 ENGINE = Kind("Engine", "engine", 2, ("io.json", "layers.json"))
 BUNDLE = Kind("Bundle", "bundle", 2, ("bundle.json", "target.json", "COMMANDS.md"))
 ACCURACY_REPORT = Kind("AccuracyReport", "accuracy", 2, ("accuracy.json",))

@@ -1,9 +1,10 @@
 """Networks: how one is described, built and run.
 
-A network comes from ``hf:<directory or config.json>`` (transformers, never with remote code), from
-``timm:<name>?<argument>=<value>&...`` or from ``python:<module>:<callable>``. However it is
-written, what is built has one canonical form (`edgekd.unpack`). Its description is plain values,
-its weights are files of their own (`edgekd.weights`). Distillation and export both start here.
+A network comes from ``hf:<directory, config.json or hub id>`` (transformers, never with remote
+code), from ``timm:<name>?<argument>=<value>&...`` or from ``python:<module>:<callable>``. However
+it is written, what is built has one canonical form (`edgekd.unpack`). Its description is plain
+values, its weights are files of their own (`edgekd.weights`). Distillation and export both start
+here.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import difflib
 import importlib.util
 import json
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgekd import unpack
+from edgekd import classes, unpack, weights
 from edgekd.artifact import file_hash
 from edgekd.data import IO, Arrays, python_object
-from edgekd.errors import ConfigError, ContractError, EdgekdError, ToolchainError
+from edgekd.errors import ConfigError, ContractError, EdgekdError, ToolchainError, install
 
 Tensors = dict[str, Tensor]
 BATCH = 64
@@ -55,20 +57,22 @@ def _define_vision_operators() -> torch.library.Library | None:
 _VISION_OPERATORS = _define_vision_operators()  # what it defined lasts as long as it
 
 
-def describe(spec: str, base: Path) -> dict[str, Any]:
+def describe(spec: str, base: Path, labels: Sequence[str] = ()) -> dict[str, Any]:
     """What is needed to build a network again, as plain values (``model.json``).
 
     Args:
         spec: ``hf:<directory or config.json>``, ``timm:<name>?<argument>=<value>&...`` or
             ``python:<module>:<callable>``.
         base: Directory that a relative path starts from.
+        labels: Names of the data's classes, in its order. Where the network's own names are others
+            and the data's all are among them, ``classes`` says which of its answers are theirs.
 
     Raises:
         ConfigError: Unknown form, the file is missing or not a transformers configuration, or timm
             has no such model.
         ToolchainError: timm is not installed.
     """
-    scheme, _, rest = spec.partition(":")
+    scheme = spec.partition(":")[0]
     if scheme == "python":
         python_object(spec, "model")
         return {"spec": spec, "config": None}
@@ -79,22 +83,22 @@ def describe(spec: str, base: Path) -> dict[str, Any]:
             f"model: found {spec!r}, expected hf:<directory or config.json>, timm:<name> or "
             "python:<module>:<callable>"
         )
-    return {"spec": spec, "config": _hf_config(spec, base / rest)}
+    config = _hf_config(spec, weights.place(spec, base))
+    chosen = classes.chosen(config, labels)
+    return {"spec": spec, "config": config, **({"classes": chosen} if chosen else {})}
 
 
 def weights_beside(spec: str, base: Path) -> Path | None:
-    """``model.safetensors`` in the directory an ``hf:`` spec names, if it is there."""
-    scheme, _, rest = spec.partition(":")
-    file = base / rest / "model.safetensors"
-    return file if scheme == "hf" and file.is_file() else None
+    """Weights in the directory an ``hf:`` spec names, if it has some (`weights.in_directory`)."""
+    is_hf = spec.startswith("hf:")
+    return weights.in_directory(weights.place(spec, base)) if is_hf else None
 
 
 def source_files(spec: str, base: Path) -> dict[str, str]:
     """Content hashes of the files a spec names, for an artifact's question."""
-    scheme, _, rest = spec.partition(":")
-    path = base / rest
-    if scheme != "hf":
+    if not spec.startswith("hf:"):
         return {}
+    path = weights.place(spec, base)
     file = path / "config.json" if path.is_dir() else path
     return {"model config": file_hash(file)} if file.is_file() else {}
 
@@ -104,7 +108,8 @@ def build(description: Mapping[str, Any]) -> nn.Module:
 
     Args:
         description: What `describe` returned; with ``folded``, pairs of a layer and the norm that
-            was folded into it, the structure without those norms.
+            was folded into it, the structure without those norms; with ``classes``, it answers in
+            those of its classes, in that order.
 
     Raises:
         ConfigError: The library has no such architecture or refuses the configuration, or the
@@ -122,11 +127,12 @@ def build(description: Mapping[str, Any]) -> nn.Module:
     scheme = description["spec"].partition(":")[0]
     model = unpack.canonical(make[scheme](description["spec"], description["config"]).float())
     unpack.without_batchnorm(model, description.get("folded", ()))
+    classes.answer_in(model, description.get("classes", ()))
     return model
 
 
 def probe(model: nn.Module, inputs: Tensors, io: IO, spec: str) -> None:
-    """Pass one example through a network: where network and data first meet.
+    """Pass examples through a network, one and two at a time: where network and data first meet.
 
     Args:
         model: The network; left as it was.
@@ -136,6 +142,7 @@ def probe(model: nn.Module, inputs: Tensors, io: IO, spec: str) -> None:
 
     Raises:
         ConfigError: The network fails on the data, or its outputs are not of io's shapes.
+        ContractError: It returns others than io's, or takes one example at a time and no more.
     """
     training = model.training
     model.eval()
@@ -144,21 +151,66 @@ def probe(model: nn.Module, inputs: Tensors, io: IO, spec: str) -> None:
             _refusals(spec, f"does not take the data's inputs {', '.join(inputs)}"),
             torch.no_grad(),
         ):
-            outputs = forward(model, inputs, io)
+            try:
+                outputs = forward(model, inputs, io)
+            except ContractError as error:
+                raise ContractError(
+                    f"model {spec!r}: {error}: return these (teacher and student need the same "
+                    "outputs), or name in the data's io what both return"
+                ) from error
+        rows = len(next(iter(inputs.values())))
+        for tensor in io.outputs:
+            found = list(outputs[tensor.name].shape)
+            if not _fits(found, tensor.shape, rows):
+                raise ConfigError(
+                    f"model {spec!r}: its output {tensor.name!r} is {found} for {rows} examples, "
+                    f"the data's io says {tensor.shape}: correct the network's size or the io"
+                )
+        if rows == 1:
+            _require_two(model, {n: torch.cat([t, t]) for n, t in inputs.items()}, io, spec)
     finally:
         model.train(training)
+
+
+def _require_two(model: nn.Module, inputs: Tensors, io: IO, spec: str) -> None:
+    """Refuse a network that answered one example and does not answer two."""
+    try:
+        with torch.no_grad():
+            outputs = forward(model, inputs, io)
+    except Exception as error:  # the network's own code raises what it likes
+        reason = " ".join(str(error).split())[:200]
+        what = f"it fails{_place(error)} ({type(error).__name__}: {reason})"
+        raise ContractError(f"{_ONE.format(spec)} {what}; {_ANY}") from error
     for tensor in io.outputs:
         found = list(outputs[tensor.name].shape)
-        fits = len(found) == len(tensor.shape) and all(
-            isinstance(want, str) or want == have
-            for want, have in zip(tensor.shape, found, strict=True)
-        )
-        if not fits:
-            raise ConfigError(
-                f"model {spec!r}: its output {tensor.name!r} is {found} for "
-                f"{len(next(iter(inputs.values())))} examples, the data's io says {tensor.shape}: "
-                "correct the network's size or the io"
-            )
+        if not _fits(found, tensor.shape, 2):
+            wanted = [2 if size == "batch" else size for size in tensor.shape]
+            what = f"its output {tensor.name!r} is {found}, expected {wanted}"
+            raise ContractError(f"{_ONE.format(spec)} {what}; {_ANY}")
+
+
+_ONE = "model {!r}: takes a batch of 1 only: for 2 examples"
+_ANY = (
+    "training, calibration and an engine take any batch: take the batch size from the input's "
+    "shape there, x.shape[0] or -1, not the number 1"
+)
+
+
+def _fits(found: Sequence[int], shape: Sequence[int | str], rows: int) -> bool:
+    """Whether a shape is what io says; symbols other than the batch may be any size."""
+    sizes = [rows if size == "batch" else size for size in shape]
+    return len(found) == len(sizes) and all(
+        isinstance(want, str) or want == have for want, have in zip(sizes, found, strict=True)
+    )
+
+
+def _place(error: Exception) -> str:
+    """The last line of the network's own code that an exception passed."""
+    ours = tuple(str(Path(file).parent) for file in (torch.__file__, __file__))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((*ours, "<")):
+            return f" in {frame.filename}, line {frame.lineno} (`{frame.line}`)"
+    return ""
 
 
 def forward(model: nn.Module, inputs: Tensors, io: IO) -> Tensors:
@@ -267,7 +319,7 @@ def _timm(spec: str) -> Any:
     except ImportError as error:
         raise ToolchainError(
             f"model {spec!r}: timm cannot be imported ({str(error).splitlines()[0]}): "
-            "pip install 'edgekd[timm]'"
+            f"{install('timm')}"
         ) from error
     return timm
 

@@ -64,12 +64,12 @@ def draw(recipe: Recipe) -> Data:
     Raises:
         ConfigError: The recipe would learn the labels; see `interface.of_recipe` too.
     """
-    fit = recipe.teacher.fit
-    if (fit is not None and fit.steps > 0) or recipe.distill.losses.labels > 0:
+    fit, losses = recipe.teacher.fit, recipe.distill.losses
+    if (fit is not None and fit.steps > 0) or (losses.labels > 0 and losses.labels_from == "truth"):
         raise ConfigError(
             f"recipe {recipe.name}: data.source is random, whose labels mean nothing, and "
             "teacher.fit or distill.losses.labels would learn them: set teacher.fit.steps and "
-            "distill.losses.labels to 0"
+            "distill.losses.labels to 0, or distill.losses.labels_from to 'teacher'"
         )
     what = interface.of_recipe(recipe)
     labels = what.labels or [str(number) for number in range(what.classes or 2)]

@@ -20,16 +20,30 @@ from typing import Any
 import numpy as np
 
 from edgekd import models, sources, structure, traffic
-from edgekd.eligible import LayerPlan, share_of_macs
+from edgekd.data import IO
+from edgekd.distill.teacher import require_loss
+from edgekd.eligible import LayerPlan, asks_below_int8, share_of_macs
 from edgekd.errors import UnsupportedError
+from edgekd.models import Tensors
 from edgekd.recipe import Recipe
 from edgekd.target import Target
 
 # A layer whose INT8 time 2:4 cannot shorten by more than this will not show it on a device.
 PAYS = 0.05
-# Of what a network trains with, in forward passes of one example: the teacher's own, the student's
-# with masks and quantizers, and a backward pass of about twice that. Measured on digits-vit.
-TEACHER_PASSES, STUDENT_PASSES = 1.0, 4.5
+# Above this one example is timed alone: a batch of 32 would be most of what a plan takes. On one
+# thread that made a ViT-B's estimate an eighth shorter; cores that one example leaves idle make it
+# longer.
+LONG_NS = 50_000_000
+# A whole training step in forward passes of its batch, the optimizer's included; distillation's has
+# the teacher's pass in it. From `bench/export/training.py`, 2026-11-21, on a virtual machine of two
+# cores under other load, step and pass by turns in one process; median run (least to most):
+#   digits-vit          fit 3.6 (3.4 to 4.3)   distill 7.7 (7.2 to 9.1)   1 thread, 5 runs
+#   digits-vit          fit 3.7 (3.6 to 7.6)   distill 8.1 (8.0 to 17.6)  2 threads, 5 runs
+#   ViT, width 384      fit 3.4 (3.4 to 3.5)   distill 6.3 (6.1 to 6.4)   2 threads, 5 runs
+#   ResNet, two blocks  fit 3.2 (3.1 to 3.3)   distill 4.6 (4.6 to 4.9)   1 thread, 3 runs
+#   ResNet, two blocks  fit 3.8 (3.2 to 5.6)   distill 5.8 (4.8 to 12.9)  2 threads, 5 runs
+# So one number for all is off by about a third, and by more where the machine is busy.
+FIT_PASSES, DISTILL_PASSES = 3.5, 6.2
 # ATen operators whose ONNX form some parser refuses; all others have forms that every target takes.
 ONNX_FORMS = {
     "affine_grid_generator": "AffineGrid", "bernoulli": "Bernoulli", "bernoulli_": "Bernoulli",
@@ -96,7 +110,8 @@ class Plan:
         macs_share_int8: Share of the weights' multiply-accumulates planned for INT8, 0 to 1.
         macs_share_sparse: The same for 2:4.
         total_ns: Arm -> sum of the rows; None without facts.
-        training_seconds: Estimate for this machine, from one measured forward pass.
+        training_seconds: Estimate for this machine's CPU, from a measured forward pass of the
+            student; a teacher of another network is taken to cost as much.
     """
 
     recipe: str
@@ -130,12 +145,13 @@ def plan(recipe: Recipe, target: Target) -> Plan:
 
     Raises:
         UnsupportedError: Something in it cannot run there; all of it in one sentence.
-        ConfigError: The network cannot be built, or does not take the data.
+        ConfigError: The network cannot be built, does not take the data, or has nothing to learn.
     """
     refuse(recipe, [target])
     examples = sources.load(recipe)
+    require_loss(recipe, examples.io)
     spec = recipe.student.model or recipe.teacher.model
-    student = models.build(models.describe(spec, recipe.base))
+    student = models.build(models.describe(spec, recipe.base, examples.io.labels))
     count = min(recipe.distill.batch_size, len(examples.train))
     several = models.tensors(examples.train.take(np.arange(count))[0], student)
     one = {name: tensor[:1] for name, tensor in several.items()}
@@ -157,18 +173,19 @@ def plan(recipe: Recipe, target: Target) -> Plan:
         macs_share_int8=share_of_macs(layers, "int8"),
         macs_share_sparse=share_of_macs(layers, "sparse"),
         total_ns=_total(rows),
-        training_seconds=_training(
-            recipe, traffic.forward_ns(student, several, examples.io) / count
-        ),
+        training_seconds=_training(recipe, _example_ns(student, one, several, examples.io)),
     )
 
 
 def refuse(recipe: Recipe, targets: Sequence[Target]) -> None:
-    """Refuse what cannot run on a target, before anything is trained for it.
+    """Refuse what cannot run on a target, or on none, before anything is trained for it.
 
     Raises:
         UnsupportedError: Names the target and every reason.
     """
+    # The graphs alone need no target, and there are none of such weights.
+    if not targets and (below := asks_below_int8(recipe.quantization)):
+        raise UnsupportedError(f"recipe {recipe.name}: {below}")
     for target in targets:
         reasons = refusals(recipe, target)
         if reasons:
@@ -201,6 +218,8 @@ def refusals(recipe: Recipe, target: Target) -> list[str]:
             f"{section.activation_scales} scales: {_ACTIVATION_SCALES[section.activation_scales]}: "
             'set quantization.activation_scales = "static"'
         )
+    if below := asks_below_int8(section):
+        found.append(below)
     limit = target.parser.opset_max
     if limit is not None and recipe.export.opset > limit:
         found.append(
@@ -335,12 +354,20 @@ def _total(rows: Sequence[Row]) -> dict[str, float] | None:
     }
 
 
+def _example_ns(student: Any, one: Tensors, several: Tensors, io: IO) -> float:
+    """Nanoseconds of one example in a batch's forward pass; see `LONG_NS`."""
+    alone = traffic.forward_ns(student, one, io)
+    if alone >= LONG_NS:
+        return alone
+    return traffic.forward_ns(student, several, io) / len(next(iter(several.values())))
+
+
 def _training(recipe: Recipe, example_ns: float) -> float:
     """Seconds: every student arm's steps, and the teacher's where it is fitted first."""
     students = sum(arm != "fp16" for arm in recipe.arms)
-    work = students * recipe.distill.steps * recipe.distill.batch_size
-    passes = work * (TEACHER_PASSES + STUDENT_PASSES)
+    steps = recipe.distill.batchnorm_warmup + recipe.distill.steps
+    passes = students * steps * recipe.distill.batch_size * DISTILL_PASSES
     fit = recipe.teacher.fit
     if fit is not None:
-        passes += fit.steps * fit.batch_size * 3.0
+        passes += fit.steps * fit.batch_size * FIT_PASSES
     return passes * example_ns / 1e9

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.artifact import Artifact
-from edgekd.errors import ArtifactError, ConfigError, EdgekdError, ToolchainError
+from edgekd.errors import ArtifactError, ConfigError, EdgekdError, ToolchainError, install
 from edgekd.io_json import IO, IO_JSON, TOKENIZER, Image, Text
 
 if TYPE_CHECKING:
@@ -170,8 +170,8 @@ def _decode(source: Any, steps: Image, name: str) -> Picture:
         import PIL.ImageOps
     except ImportError as error:
         raise ToolchainError(
-            f"{name}: reading an image needs Pillow, which is not installed: pip install "
-            "'edgekd[preprocess]', or give the inputs as .npz"
+            f"{name}: reading an image needs Pillow, which is not installed: "
+            f"{install('preprocess')}, or give the inputs as .npz"
         ) from error
     try:
         if isinstance(source, np.ndarray):
@@ -252,8 +252,8 @@ def _encoder(steps: Text, tokenizer: bytes | None, length: int | None, where: st
         import tokenizers
     except ImportError as error:
         raise ToolchainError(
-            f"{where}: reading text needs tokenizers, which is not installed: pip install "
-            "'edgekd[preprocess]', or give the inputs as .npz"
+            f"{where}: reading text needs tokenizers, which is not installed: "
+            f"{install('preprocess')}, or give the inputs as .npz"
         ) from error
     try:
         found = tokenizers.Tokenizer.from_str(tokenizer.decode())

@@ -84,7 +84,7 @@ def sentence(model: type[BaseModel], problem: ErrorDetails) -> str:
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path)
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {key}: {names_that_exist(path[-1], _keys_at(model, path[:-1]))}"
+        return f"{key} is an unknown key. {names_that_exist(path[-1], _keys_at(model, path[:-1]))}"
     if problem["type"] == "missing":
         return f"{key} is missing"
     if problem["type"] == "value_error":

@@ -66,6 +66,7 @@ SUFFIXES = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "Featur
 UNDERSTOOD = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 VOCABULARIES = (TOKENIZER, "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model",
                 "sentencepiece.bpe.model")  # fmt: skip
+MERGES = "merges.txt"  # of a byte-pair tokenizer, beside its vocab.json
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def image_of_directory(directory: Path, model: Mapping[str, Any] | None = None) 
     if name not in PROCESSORS:
         raise ConfigError(
             f"{file}: is of class {named!r}, whose pixels edgekd does not make: "
-            f"{names_that_exist(name, PROCESSORS)}; preprocess in a python: data source instead"
+            "preprocess in a python: data source instead. "
+            f"{names_that_exist(name, PROCESSORS)}"
         )
     values = {**PROCESSORS[name], **{k: v for k, v in given.items() if v is not None}}
     asked = sorted(k for k, v in values.items() if k.startswith("do_") and v is True)
@@ -229,11 +231,7 @@ def text_of_directory(
         ConfigError: Files are missing or cannot be read, nothing can pad, or `max_length` is more
             than the network can take.
     """
-    if not any((directory / name).is_file() for name in VOCABULARIES):
-        raise ConfigError(
-            f"{directory}: holds no tokenizer: found none of {', '.join(VOCABULARIES)}: copy the "
-            "tokenizer's files there, or name their directory in data.preprocess"
-        )
+    held = _files(directory)
     import tokenizers
     import transformers
 
@@ -247,8 +245,8 @@ def text_of_directory(
     except Exception as error:  # transformers and tokenizers raise what they like
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"{directory}: its tokenizer cannot be read ({type(error).__name__}: {reason}): copy "
-            "all of its files there"
+            f"{directory}: its tokenizer cannot be read from {', '.join(held)} "
+            f"({type(error).__name__}: {reason}): copy all of its files there"
         ) from error
     config = model or {}
     pad = _padding(found, backend, config)
@@ -272,6 +270,22 @@ def text_of_directory(
     if int(config.get("type_vocab_size") or (2 if config.get("model_type") == "bert" else 0)) > 1:
         inputs.append("token_type_ids")
     return Tokenizing(steps, backend.to_str().encode(), inputs, backend.get_vocab_size())
+
+
+def _files(directory: Path) -> list[str]:
+    """The files of a tokenizer that lie there, enough of them to read one."""
+    if not any((directory / name).is_file() for name in VOCABULARIES):
+        raise ConfigError(
+            f"{directory}: holds no tokenizer: found none of {', '.join(VOCABULARIES)}: copy the "
+            "tokenizer's files there, or name their directory in data.preprocess"
+        )
+    held = [name for name in (*VOCABULARIES, MERGES) if (directory / name).is_file()]
+    if held == ["vocab.json"]:
+        raise ConfigError(
+            f"{directory}: holds half a tokenizer: found vocab.json, expected {MERGES} (or a "
+            f"{TOKENIZER}) beside it: copy the tokenizer's files there"
+        )
+    return held
 
 
 def _padding(tokenizer: Any, backend: Any, config: Mapping[str, Any]) -> int | None:

@@ -168,8 +168,8 @@ def load(path: str | Path) -> onnx.ModelProto:
     except (*invalid, OSError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ArtifactError(
-            f"{path}: its {size_bytes} bytes are not a valid ONNX model, cut short or of another"
-            f" kind ({reason}): copy it again or export it again"
+            f"{path}: its {size_bytes} bytes are not a valid ONNX model: cut short, of another"
+            f" kind, or without its data beside it ({reason}): copy it again or export it again"
         ) from error
     if not model.graph.node:
         raise ArtifactError(f"{path}: the graph has 0 nodes, expected a network: export it again")

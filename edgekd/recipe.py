@@ -30,6 +30,7 @@ from edgekd.sections import (
     Quantization,
     Range,
     Section,
+    SparseStage,
     Sparsity,
     Student,
     Teacher,
@@ -53,6 +54,7 @@ __all__ = [
     "Range",
     "Recipe",
     "Section",
+    "SparseStage",
     "Sparsity",
     "Student",
     "Teacher",
@@ -105,9 +107,14 @@ class Recipe(Section):
         return self.model_copy(update={"arms": arms or ["dense"]})
 
     @model_validator(mode="after")
-    def _teacher_has_weights(self) -> Recipe:
+    def _consistent(self) -> Recipe:
         if self.teacher.checkpoint is not None and self.teacher.fit is not None:
             raise ValueError("teacher.checkpoint and teacher.fit are both given: keep one")
+        if self.sparsity.release and self.student.start is None:
+            raise ValueError(
+                "sparsity.release names layers of a Student that trains on: give student.start, "
+                "or use sparsity.exclude"
+            )
         return self
 
 

@@ -73,7 +73,7 @@ class Batched:
             given = ", ".join(sorted(inputs)) or "none"
             raise ConfigError(f"input {name!r} is missing: given are {given}")
         for name in sorted(set(inputs) - set(self._dtypes)):
-            raise ConfigError(f"input {name!r} is unknown: {names_that_exist(name, self._dtypes)}")
+            raise ConfigError(f"input {name!r} is unknown. {names_that_exist(name, self._dtypes)}")
         counts = {name: len(array) for name, array in inputs.items()}
         rows = max(counts.values())
         if len(set(counts.values())) > 1 or rows == 0:
@@ -180,7 +180,7 @@ def recorded(artifact: Artifact, who: str) -> Runner:
     if not outputs:
         known = {name.split(".")[0] for name in arrays if "." in name} - {"input"}
         raise ArtifactError(
-            f"{artifact.path}: holds no outputs of {who!r}; {names_that_exist(who, known)}"
+            f"{artifact.path}: holds no outputs of {who!r}. {names_that_exist(who, known)}"
         )
     return Recorded(inputs_of(arrays), outputs, f"{artifact.path}, {who}")
 

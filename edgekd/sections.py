@@ -40,9 +40,14 @@ class Teacher(Section):
 
 
 class Student(Section):
-    """The network that ships; by default the teacher's own, weights included."""
+    """The network that ships; by default the teacher's own, weights included.
+
+    `start` is a Student artifact of the same network, plan and arm to go on from: its weights, and
+    its 2:4 masks in every layer that is still planned for 2:4 (see `Sparsity.release`).
+    """
 
     model: str | None = None
+    start: str | None = None
 
 
 class Data(Section):
@@ -86,17 +91,55 @@ class Data(Section):
 
 
 class Sparsity(Section):
-    """Which layers get a 2:4 pattern. Patterns are shell-style, matched on module names."""
+    """Which layers get a 2:4 pattern, and which weights stay.
 
-    method: Literal["magnitude"] = "magnitude"
+    Attributes:
+        method: ``magnitude`` keeps the larger ones; ``sparsegpt`` those whose loss hurts the
+            layer's output most, and makes up for it in the others (arXiv 2301.00774).
+        permute: Reorder channels first so that more magnitude is kept, folded into the layers
+            around, so that the network computes what it did (Pool and Yu, NeurIPS 2021).
+        pattern_rows: Output rows that share one pattern, the V of V:2:4; 1 is plain 2:4. It must
+            divide the output rows of every planned layer.
+        include: Shell-style patterns, matched on module names.
+        exclude: Likewise; these stay dense.
+        release: Likewise; layers of ``student.start`` that were 2:4 and train on dense.
+    """
+
+    method: Literal["magnitude", "sparsegpt"] = "magnitude"
+    permute: bool = False
+    pattern_rows: int = Field(default=1, ge=1)
     include: list[str] = ["*"]
     exclude: list[str] = []
+    release: list[str] = []
 
 
 class Quantization(Section):
-    """Which layers get static symmetric INT8: per-channel weights, per-tensor activations."""
+    """Which layers get static symmetric INT8: per-channel weights, per-tensor activations.
+
+    Attributes:
+        calibration_samples: Training examples that input scales are taken from.
+        calibration: How a scale follows from them: ``max``, ``percentile`` (99.99), ``mse``,
+            ``entropy``, or ``best``, which takes for each layer the one whose output is nearest to
+            the float layer's.
+        scales: ``follow`` computes weight scales from the weights in every step and leaves input
+            scales as calibrated; ``learned`` trains both (LSQ, arXiv 1902.08153).
+        smooth: Share, 0 to 1, of the difficulty that moves from activations to weights before
+            calibration (SmoothQuant's alpha, arXiv 2211.10438); not given: nothing is moved.
+        weights: Width of the weights. ``int4`` and ``ternary`` train and are measured in torch; no
+            target runs them, so export refuses.
+        mean_bits: Give each layer 2, 4 or 8 bits by its gradient's norm so that a weight has this
+            many on average (arXiv 1802.05668, section 5); not given: `weights` everywhere.
+        convolutions: Whether convolutions are INT8 too.
+        include: Shell-style patterns, matched on module names.
+        exclude: Likewise; these stay in float.
+    """
 
     calibration_samples: int = Field(default=128, ge=1)
+    calibration: Literal["max", "percentile", "mse", "entropy", "best"] = "max"
+    scales: Literal["follow", "learned"] = "follow"
+    smooth: float | None = Field(default=None, ge=0, le=1)
+    weights: Literal["int8", "int4", "ternary"] = "int8"
+    mean_bits: float | None = Field(default=None, ge=2, le=8)
     # INT8 convolutions answer in float32 and fuse with nothing in the engines built so far, where
     # fp16 ones fuse with everything: off until a device shows a gain.
     convolutions: bool = False
@@ -105,6 +148,19 @@ class Quantization(Section):
     # What else people ask for; `edgekd.plan.refusals` says for each why no target of ours runs it.
     format: Literal["int8", "uint8", "fp8"] = "int8"
     activation_scales: Literal["static", "dynamic", "per-channel"] = "static"
+
+    @model_validator(mode="after")
+    def _one_width(self) -> Quantization:
+        if self.mean_bits is not None and self.weights != "int8":
+            raise ValueError(
+                f"weights is {self.weights!r} and mean_bits is {self.mean_bits:g}: mean_bits gives "
+                "each layer a width of its own, keep one of them"
+            )
+        return self
+
+
+def _default(section: Section, name: str) -> object:
+    return type(section).model_fields[name].default
 
 
 class Losses(Section):
@@ -115,12 +171,27 @@ class Losses(Section):
     labels: cross-entropy with the ground truth, or `task`, ``python:<module>:<callable>`` from
     (outputs, labels) to a scalar tensor. outputs: of a network with several, how much each counts
     by name; 1 where it is not named. Those that are not logits are compared by squared error.
+
+    GPUSQ's terms (arXiv 2305.10727, section 3) are these with alpha = labels, beta = logits and
+    gamma = blocks, and with:
+
+    Attributes:
+        critical: Share of the blocks, the last ones, whose features are compared.
+        agreement: Compare them only on samples where teacher and student give the same class.
+        block_weights: What each block counts in the quantized stage, from its loss at the end of
+            the sparse one: ``equal``, ``inverse`` (a larger loss counts less) or ``proportional``.
+        labels_from: ``truth``, or ``teacher`` for the class that the dense teacher names; then
+            the training split needs no labels, and those it has are not read.
     """
 
     logits: float = Field(default=1.0, ge=0)
     temperature: float = Field(default=2.0, gt=0)
     blocks: float = Field(default=1.0, ge=0)
     labels: float = Field(default=0.0, ge=0)
+    critical: float = Field(default=1.0, gt=0, le=1)
+    agreement: bool = False
+    block_weights: Literal["equal", "inverse", "proportional"] = "equal"
+    labels_from: Literal["truth", "teacher"] = "truth"
     outputs: dict[str, Annotated[float, Field(ge=0)]] = {}
     task: str | None = None
 
@@ -128,32 +199,73 @@ class Losses(Section):
     def _something_to_learn(self) -> Losses:
         if self.logits == self.blocks == self.labels == 0 and not any(self.outputs.values()):
             raise ValueError("all loss weights are 0: give at least one of logits, blocks, labels")
+        of_blocks = ("critical", "agreement", "block_weights")
+        unread = [name for name in of_blocks if getattr(self, name) != _default(self, name)]
+        if self.blocks == 0 and unread:
+            raise ValueError(f"blocks is 0, so nothing reads {', '.join(unread)}: remove it")
+        if self.labels_from == "teacher" and self.task is not None:
+            raise ValueError(
+                "labels_from is 'teacher', which gives class numbers, and task is a loss of its "
+                "own: keep one of them"
+            )
         return self
 
 
 class TeacherIntervention(Section):
-    """Teacher intervention, TI-O withdrawn gradually (arXiv 2302.11812); off unless it is given.
+    """Teacher intervention (arXiv 2302.11812, section 4); off unless it is given.
 
-    Over the first `share` of the steps the outputs of the student's attention branches are mixed
-    with the teacher's, from the teacher's alone to the student's alone; `weight` is that of the
-    loss between the two, without which a replaced branch learns nothing.
+    Over the first `share` of the steps a signal of the student's attention is replaced by the
+    teacher's; after that the student runs on its own. All modes but ``output`` need attention,
+    softmax(Q K) V with layers of their own for Q, K and V, and as many heads and tokens in both.
+
+    Attributes:
+        mode: Which signal: ``output`` (TI-O, the branch's output), ``context`` (TI-C, maps times
+            values), ``map`` (TI-M, the softmax's result); ``gradual`` (TI-G) goes from output (the
+            first sixth) over context (to a third) to map, ``inverted`` from map over context to
+            output in thirds, ``stochastic`` draws one of the three in every step.
+        withdraw: ``linear``: student and teacher are mixed, from the teacher's alone to the
+            student's alone; ``two-step``: the teacher's alone, then the student's alone.
+        share: Of the steps.
+        weight: Of the loss between the student's own signals and the teacher's, without which a
+            replaced signal learns nothing.
     """
 
-    mode: Literal["output"] = "output"
+    mode: Literal["output", "context", "map", "gradual", "inverted", "stochastic"] = "output"
+    withdraw: Literal["linear", "two-step"] = "linear"
     share: float = Field(default=0.5, gt=0, le=1)
     weight: float = Field(default=1.0, gt=0)
+
+
+class SparseStage(Training):
+    """GPUSQ's first stage: the 2:4 network is distilled in float before it is quantized.
+
+    `teaches`: the quantized stage has its result for a teacher; else the dense teacher goes on.
+    """
+
+    teaches: bool = True
 
 
 class Distill(Training):
     """Quantization-aware distillation: training settings, losses and teacher intervention.
 
     `batchnorm_warmup` are steps before all others, in float and with the 2:4 masks, in which batch
-    norm still follows its batches; then it is frozen and folded into the layer before it.
+    norm still follows its batches; then it is frozen and folded into the layer before it. `sparse`
+    is a whole stage of its own before this one, with the same losses.
     """
 
     batchnorm_warmup: int = Field(default=0, ge=0, description="optimizer steps")
+    sparse: SparseStage | None = None
     losses: Losses = Losses()
     intervention: TeacherIntervention | None = None
+
+    @model_validator(mode="after")
+    def _weights_from_somewhere(self) -> Distill:
+        if self.losses.block_weights != "equal" and not (self.sparse and self.sparse.steps):
+            raise ValueError(
+                f"losses.block_weights is {self.losses.block_weights!r} and takes them from the "
+                "sparse stage's losses: give [distill.sparse] with steps, or set it to 'equal'"
+            )
+        return self
 
 
 class Range(Section):

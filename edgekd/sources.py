@@ -4,11 +4,12 @@
 them into memory and gives any rows by number. A batch is read, decoded and preprocessed when it is
 taken, so a data set is never in memory as a whole, and its order is that of the sorted files. No
 code of a data set is ever run: what is read is folders of images, parquet and csv. A hub id is
-passed through to `datasets`, which downloads it where it may (``HF_DATASETS_OFFLINE``); that path
-is not tested here.
+passed through to `datasets`, which downloads it where it may (``HF_HUB_OFFLINE``); what is tested
+here is what is said where it cannot.
 
 Labels become class numbers in the order of the network's own names where it has them, since a
-checkpoint's classes are not the data's.
+checkpoint's classes are not the data's. With ``distill.losses.labels_from = "teacher"`` nobody
+reads the training split's: it may have none, and those it has are zeros from here on.
 """
 
 from __future__ import annotations
@@ -126,35 +127,52 @@ def _from_files(recipe: Recipe) -> Data:
     if kind in FORMATS:
         named = {"train": settings.train, "evaluation": settings.evaluation}
         files = {split: _files(recipe.base, given, split) for split, given in named.items()}
-        tables = _read(kind, files, where)
+        # Together, so that both have the same classes; `datasets` then wants the same columns.
+        together = [files] if _read_labels(recipe, "train") else [{k: v} for k, v in files.items()]
+        tables = {s: t for part in together for s, t in _read(kind, part, where).items()}
     else:
         tables = {
             split: _read_hub(kind, str(getattr(settings, split)), where)
             for split in ("train", "evaluation")
         }
-    features = tables["train"].features
+    labelled = {split: table for split, table in tables.items() if _read_labels(recipe, split)}
+    features = next(iter(labelled.values())).features
     columns = _columns(recipe, features, where)
-    labels = _labels(tables, columns.label, what, where)
+    labels = _labels(labelled, columns.label, what, where)
     io = what.io(labels)
     prepare = Preprocessor(io, what.files.get(TOKENIZER), where)
     splits = {}
     for split, table in tables.items():
         called = f"{where}, {split} split"
-        if columns.label not in table.features or any(
-            name not in table.features for name in columns.inputs
-        ):
-            raise ConfigError(f"{called}: has columns {', '.join(table.features)}, train others")
-        splits[split] = _rows(table, columns, labels, prepare, called)
+        wanted = [*columns.inputs, *([columns.label] if split in labelled else [])]
+        if missing := [name for name in wanted if name not in table.features]:
+            raise ConfigError(
+                f"{called}: has columns {', '.join(table.features)}, expected {missing[0]!r} too"
+            )
+        splits[split] = _rows(
+            table, columns, labels if split in labelled else None, prepare, called
+        )
     content = functools.partial(_content, recipe, columns, files) if files else None
     return Data(splits["train"], splits["evaluation"], io, what.files, content)
 
 
+def _read_labels(recipe: Recipe, split: str) -> bool:
+    """Whether anybody reads the labels of a split."""
+    fit, losses = recipe.teacher.fit, recipe.distill.losses
+    fitted = fit is not None and fit.steps > 0
+    return split != "train" or fitted or losses.labels_from == "truth"
+
+
 def _rows(
-    table: Any, columns: Columns, labels: Sequence[str], prepare: Preprocessor, where: str
+    table: Any, columns: Columns, labels: Sequence[str] | None, prepare: Preprocessor, where: str
 ) -> Rows:
+    """A split; its labels are zeros where nobody reads them (`labels` is None)."""
     import datasets
 
-    numbers = _numbers(table, columns.label, labels, where)
+    if labels is None:
+        numbers = np.zeros(len(table), np.int64)
+    else:
+        numbers = _numbers(table, columns.label, labels, where)
     if len(numbers) == 0:
         raise ConfigError(f"{where}: holds 0 examples, expected at least 1")
     if prepare.kind == "image":
@@ -260,9 +278,13 @@ def _only(
             return free[0]
         if free:
             break
+    without = ""
+    if what == "label" and not free:
+        without = " (the training split alone can do without, with distill.losses.labels_from = "
+        without += "'teacher')"
     raise ConfigError(
-        f"{where}: which column is the {what} is not clear, name it as data.{what}. Columns: "
-        f"{_listed(types)}"
+        f"{where}: which column is the {what} is not clear, name it as data.{what}{without}. "
+        f"Columns: {_listed(types)}"
     )
 
 
@@ -288,7 +310,7 @@ def _type(feature: Any) -> str:
 
 def _labels(tables: Mapping[str, Any], column: str, what: Interface, where: str) -> list[str]:
     """Names of the classes, in the order of their numbers."""
-    feature = tables["train"].features[column]
+    feature = next(iter(tables.values())).features[column]
     kind = _type(feature)
     if kind == "class":
         names = list(feature.names)

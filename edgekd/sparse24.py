@@ -10,8 +10,13 @@ bytes, whoever packs them. It uses *ordered* metadata, index0 < index1 in every 
 "Multiply-and-accumulate instruction: mma.sp"). The order in which lanes of a warp hold these words
 is not defined here; only kernels/ knows it.
 
+Rows may share a pattern: in V:2:4 every V consecutive rows keep the same columns, chosen by the
+magnitudes summed over them. Each row is 2:4 still, so whatever runs 2:4 runs it; what one pattern
+for V rows can save beyond that (metadata, reads of activations) is up to a kernel.
+
 Left out: permuting channels to keep more magnitude (it changes the network around the layer), N:M
-patterns other than 2:4, and int4's pair-wise 4:8, which is another contract.
+patterns other than 2:4, VENOM's choice of 4 columns out of more (Castro et al. 2023, which is where
+the name V:N:M comes from), and int4's pair-wise 4:8, which is another contract.
 """
 
 from __future__ import annotations
@@ -30,17 +35,20 @@ _WORD_COLUMNS = 32
 _NIBBLE_SHIFTS = np.arange(0, 32, 4, dtype=np.uint32)
 
 
-def mask(weights: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+def mask(weights: npt.NDArray[Any], pattern_rows: int = 1) -> npt.NDArray[np.bool_]:
     """Keep the two largest magnitudes of each group of 4; among equals the lower index is kept.
 
     Args:
         weights: float or int[n, k], k a multiple of 4.
+        pattern_rows: V, the consecutive rows that share one pattern, chosen by the sum of their
+            magnitudes; a divisor of n.
 
     Returns:
         bool[n, k] with exactly two True per group, also where the group holds fewer nonzeros.
 
     Raises:
-        ContractError: weights are not 2-D, hold a NaN, or k is not a multiple of 4.
+        ContractError: weights are not 2-D, hold a NaN, k is not a multiple of 4, or n not one of
+            `pattern_rows`.
     """
     # Widened before abs: in int8, abs(-128) is -128.
     magnitude = np.abs(_groups(weights, "mask").astype(np.float64))
@@ -49,10 +57,13 @@ def mask(weights: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
             f"mask: {int(np.isnan(magnitude).sum())} of {magnitude.size} weights are NaN, expected"
             " numbers: magnitudes cannot be ranked, look for the step that diverged"
         )
-    order = np.argsort(-magnitude, axis=-1, kind="stable")
-    kept = np.zeros(magnitude.shape, dtype=np.bool_)
+    require_rows(len(weights), pattern_rows, "mask")
+    n, groups, _ = magnitude.shape
+    shared = magnitude.reshape(n // pattern_rows, pattern_rows, groups, GROUP).sum(axis=1)
+    order = np.argsort(-shared, axis=-1, kind="stable")
+    kept = np.zeros(shared.shape, dtype=np.bool_)
     np.put_along_axis(kept, order[..., :KEPT], True, axis=-1)
-    return kept.reshape(weights.shape)
+    return np.repeat(kept, pattern_rows, axis=0).reshape(weights.shape)
 
 
 def violations(weights: npt.NDArray[Any]) -> int:
@@ -107,6 +118,24 @@ def require_groups(k: int, where: str) -> None:
         raise ContractError(
             f"{where}: k is {k}, expected a positive multiple of {GROUP}: exclude the layer from"
             " the sparsity plan or pad the layer"
+        )
+
+
+def require_rows(n: int, pattern_rows: int, where: str) -> None:
+    """Raise unless n rows divide into runs that share a pattern.
+
+    Args:
+        n: Output rows; of a grouped convolution those of one group.
+        pattern_rows: Rows that share a pattern, at least 1.
+        where: Name of the layer, begins the sentence.
+
+    Raises:
+        ContractError: n is not a multiple of `pattern_rows`.
+    """
+    if pattern_rows < 1 or n % pattern_rows:
+        raise ContractError(
+            f"{where}: n is {n}, expected a multiple of pattern_rows, {pattern_rows}: exclude the"
+            " layer from the sparsity plan or choose a divisor of n"
         )
 
 

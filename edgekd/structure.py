@@ -1,7 +1,10 @@
 """What a network is made of, read from its structure and never from class names.
 
-Layers are the Linear and Conv2d modules a real input passes through; the output layer is the one
-whose result the network returns, or else the last; blocks are the repeated children of a container.
+Layers are the Linear and Conv2d modules a real input passes through; blocks are the repeated
+children of a container. An output's layers are the last ones on the ways to it: every result is
+followed from operator to operator, and where no other layer on the way to that output reads it, its
+layer is one. So each head of a detector is, and what ends in a residual sum is not unless it is the
+last to write into it: all of a network's branches reach its end through that sum.
 Weights that are multiplied by other code (a packed attention, a Conv1d, a bare parameter) are found
 by watching every matrix product: nothing that costs time is missing from the plan in silence.
 
@@ -93,16 +96,18 @@ def layers(model: nn.Module, inputs: Tensors, io: IO) -> list[Facts]:
     Args:
         model: The network; left as it was.
         inputs: One example or more.
-        io: Names of the outputs, to know the output layer.
+        io: Names of the outputs, to know the output layers.
 
     Raises:
         UnsupportedError: A layer computes its weight from other tensors, or two layers hold one
             piece of memory as two parameters.
     """
     runs: dict[str, _Runs] = {}
+    flow = _Flow()
 
     def note(name: str, module: nn.Module, output: Tensor) -> None:
         runs.setdefault(name, _Runs(module, [])).outputs.append(output)
+        flow.ran(name, output)
 
     handles = [
         module.register_forward_hook(
@@ -114,25 +119,26 @@ def layers(model: nn.Module, inputs: Tensors, io: IO) -> list[Facts]:
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), flow:
             outputs = forward(model, inputs, io)
     finally:
         model.train(training)
         for handle in handles:
             handle.remove()
     owners = _owners(model, {name: run.module for name, run in runs.items()})
-    storages = {tensor.untyped_storage().data_ptr() for tensor in outputs.values()}
-    returned = {
-        name
-        for name, run in runs.items()
-        if any(output.untyped_storage().data_ptr() in storages for output in run.outputs)
-    }
-    # Where the answer is computed from a layer's result (a softmax, a pooling, a temperature), that
-    # is the last one.
-    last = returned or set(list(runs)[-1:])
+    heads: dict[str, list[str]] = {}
+    for output, tensor in outputs.items():
+        for layer in flow.last(tensor):
+            heads.setdefault(layer, []).append(output)
+    # An answer that was computed outside of torch cannot be followed.
+    heads = heads or {name: [] for name in list(runs)[-1:]}
     examples = len(next(iter(inputs.values())))
     return [
-        _facts(name, run, examples, is_output=name in last, owner=owners[name])
+        replace(
+            _facts(name, run, examples, owners[name]),
+            is_output=name in heads,
+            output_of=", ".join(heads.get(name, [])) if len(outputs) > 1 else "",
+        )
         for name, run in runs.items()
     ]
 
@@ -180,6 +186,55 @@ def _plain_kernels() -> Iterator[None]:
         warnings.simplefilter("ignore")  # of a flag for Intel GPUs that it also sets
         with mkldnn.flags(enabled=False):
             yield
+
+
+class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows every layer's result from operator to operator, by the memory it lies in."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._layers: list[str] = []  # of each run
+        self._before: list[frozenset[int]] = []  # of each run, the runs whose results it read
+        self._from: dict[int, frozenset[int]] = {}  # memory -> the runs it was computed from
+        self._alive: list[Tensor] = []  # so that no memory is used twice
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given, made = _strided((args, kwargs)), _strided(result)
+        runs = frozenset[int]().union(*(self._from.get(_memory(each), ()) for each in given))
+        # An operator that returns nothing writes into what it is given.
+        for each in made or (given if func._schema.is_mutable else ()):
+            self._from[_memory(each)] = runs
+            self._alive.append(each)
+        return result
+
+    def ran(self, layer: str, output: Tensor) -> None:
+        """A layer answered: whatever reads the answer reads this run's, and not what it read."""
+        self._before.append(self._from.get(_memory(output), frozenset()))
+        self._from[_memory(output)] = frozenset({len(self._layers)})
+        self._layers.append(layer)
+
+    def last(self, output: Tensor) -> list[str]:
+        """Layers on the way to an output whose results no other layer on that way reads."""
+        way: set[int] = set()
+        ahead = set(self._from.get(_memory(output), ()))
+        while ahead:
+            way |= ahead
+            ahead = {run for each in ahead for run in self._before[each]} - way
+        read = {run for each in way for run in self._before[each]}
+        return list(dict.fromkeys(self._layers[run] for run in sorted(way - read)))
+
+
+def _strided(values: Any) -> list[Tensor]:
+    """The dense tensors in it that hold any numbers."""
+    found = (value for value in tree_leaves(values) if isinstance(value, Tensor))
+    return [value for value in found if value.layout is torch.strided and value.numel()]
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -282,7 +337,7 @@ def _owners(model: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, _Ow
     return found
 
 
-def _facts(name: str, run: _Runs, examples: int, is_output: bool, owner: _Owner) -> Facts:
+def _facts(name: str, run: _Runs, examples: int, owner: _Owner) -> Facts:
     weight = run.module.weight
     assert isinstance(weight, nn.Parameter)
     n, k = weight.shape[0], weight[0].numel()
@@ -294,7 +349,7 @@ def _facts(name: str, run: _Runs, examples: int, is_output: bool, owner: _Owner)
         k_group=weight.shape[1],
         groups=getattr(run.module, "groups", 1),
         macs=sum(output.numel() for output in run.outputs) * k // examples,
-        is_output=is_output,
+        is_output=False,
         runs=len(run.outputs),
         tied_to="" if owner.layer == name else owner.layer,
         shared=owner.shared,

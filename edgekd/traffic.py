@@ -23,6 +23,8 @@ from edgekd.data import IO
 from edgekd.models import Tensors, forward
 
 LAYERS = (nn.Linear, nn.Conv2d)
+# Fewest features of a head that a fused attention kernel took (TensorRT-RTX 1.7, measured).
+FUSED_MIN = 9
 _PRODUCTS = {"bmm", "baddbmm", "mm", "addmm", "matmul", "dot", "mv", "addmv"}
 _WEIGHTED = {
     "convolution",
@@ -63,11 +65,16 @@ class AttentionBlock:
     def unfused(self) -> str:
         """Why no kernel fuses it; empty where one should.
 
-        TensorRT-RTX 1.7 fused heads of 16 to 256 features, with a bias and without, and none whose
-        values have another number of features than its keys.
+        TensorRT-RTX 1.7 fused heads of 9 to 256 features, with a bias and without; none of 4 or 8,
+        and none whose values have another number of features than its keys.
         """
         if self.k == self.n:
-            return ""
+            if self.k >= FUSED_MIN:
+                return ""
+            return (
+                f"not fused: a head has {self.k} features, fused kernels take at least {FUSED_MIN}"
+                "; it runs as two products and a softmax"
+            )
         return (
             f"not fused: a head's keys have {self.k} features and its values {self.n}, fused "
             "kernels take equal ones; it runs as two products and a softmax"

@@ -1,4 +1,8 @@
-"""A network's weights in files: safetensors, nothing that runs code.
+"""A network's weights in files: where they are, and how they are read; nothing that runs code.
+
+They are safetensors: one file, or shards with an index beside them, as ``save_pretrained`` writes
+what exceeds its ``max_shard_size``. Every tensor of a shard must be in the index and every tensor
+of the index in its shard, so that half a download is told and not trained on.
 
 A checkpoint must fit the network in full, name by name. Three kinds of names are translated first:
 those an older transformers gave its modules (its own table of renamings is asked), the packed ones
@@ -7,6 +11,10 @@ of torch's attention (`edgekd.unpack`), and those of a tied weight, which librar
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,9 +24,73 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from edgekd import unpack
+from edgekd.artifact import file_hash
 from edgekd.errors import ConfigError
 
 Tensors = dict[str, Tensor]
+SINGLE = "model.safetensors"
+INDEX = ".safetensors.index.json"
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# What describes a network and its inputs, and its weights as tensors; never pickles.
+_HUB_FILES = ["config.json", "preprocessor_config.json", SINGLE, f"model{INDEX}",
+              "model-*.safetensors", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+              "vocab.*", "merges.txt", "spiece.model", "sentencepiece.bpe.model"]  # fmt: skip
+
+
+def place(spec: str, base: Path, what: str = "model") -> Path:
+    """The directory or file that an ``hf:`` spec names.
+
+    A path that exists is taken. What has the form of a hub id, ``org/name``, where ``org`` is no
+    directory either, is huggingface_hub's affair: from its cache on this machine, else downloaded
+    where it may (``HF_HUB_OFFLINE``).
+
+    Args:
+        spec: ``hf:<directory or config.json>`` or ``hf:<org>/<name>``.
+        base: Directory that a relative path starts from.
+        what: What the recipe calls it, to begin messages with.
+
+    Raises:
+        ConfigError: Neither here nor to be had from the hub.
+    """
+    rest = spec.partition(":")[2]
+    path = base / rest
+    if path.exists() or path.parent.is_dir() or not _HUB_ID.fullmatch(rest):
+        return path
+    try:
+        return _from_hub(rest)
+    except Exception as error:  # huggingface_hub and what it stands on raise what they like
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"{what} {spec!r}: no such directory: {path}, and the hub's {rest!r} cannot be had "
+            f"({type(error).__name__}: {reason}): copy it to a directory here, or correct the name"
+        ) from error
+
+
+@functools.cache
+def _from_hub(name: str) -> Path:
+    """The snapshot of a hub id, once a process: what it names may change meanwhile."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+
+
+def in_directory(directory: Path) -> Path | None:
+    """The weights that lie in a directory: one file, else the index of its shards."""
+    files = (directory / SINGLE, directory / f"model{INDEX}")
+    return next((file for file in files if file.is_file()), None)
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 (hex) of a checkpoint; of an index, with all its shards.
+
+    Raises:
+        ConfigError: The index or a shard is missing or malformed.
+    """
+    if not path.name.endswith(INDEX):
+        return file_hash(path)
+    hashes = [file_hash(file) for file in (path, *_shards(path))]
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -26,11 +98,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
     Args:
         model: Changed in place.
-        path: ``.safetensors``, or ``.pt`` / ``.bin`` / ``.pth`` holding a mapping of tensors.
+        path: ``.safetensors``, the ``.safetensors.index.json`` of its shards, or ``.pt`` /
+            ``.bin`` / ``.pth`` holding a mapping of tensors.
 
     Raises:
-        ConfigError: Missing file, unknown format, names or shapes that do not fit, NaN weights, or
-            two values for one tied weight.
+        ConfigError: Missing file or shard, unknown format, names or shapes that do not fit, NaN
+            weights, or two values for one tied weight.
     """
     own = model.state_dict()
     found = unpack.renamed(model, _renamed_by_transformers(model, _read(path)))
@@ -49,7 +122,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
                 f"{list(own[name].shape)}"
             )
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ConfigError(f"checkpoint {path}: {name} holds NaN or infinity")
+            bad = int((~tensor.isfinite()).sum())
+            raise ConfigError(
+                f"checkpoint {path}: {name} holds NaN or infinity in {bad} of {tensor.numel()} "
+                "numbers, expected none: take a checkpoint from before the training diverged"
+            )
     model.load_state_dict(found)
 
 
@@ -80,17 +157,67 @@ def holders(model: nn.Module) -> list[list[str]]:
 def _read(path: Path) -> Tensors:
     if not path.is_file():
         raise ConfigError(f"checkpoint {path}: no such file")
+    if path.name.endswith(INDEX):
+        return _read_shards(path)
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ConfigError(f"checkpoint {path}: is not a safetensors file: {error}") from error
+        return _load_safetensors(path)
     if path.suffix in {".pt", ".pth", ".bin"}:
         return _load_pt(path)
     raise ConfigError(
-        f"checkpoint {path}: unknown format {path.suffix!r}, expected .safetensors, or .pt, "
-        ".pth or .bin with tensors only"
+        f"checkpoint {path}: unknown format {path.suffix!r}, expected .safetensors, the "
+        ".safetensors.index.json of its shards, or .pt, .pth or .bin with tensors only"
     )
+
+
+def _load_safetensors(path: Path) -> Tensors:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ConfigError(f"checkpoint {path}: is not a safetensors file: {error}") from error
+
+
+def _read_shards(index: Path) -> Tensors:
+    """All tensors of the shards, each in the shard that the index says it is in."""
+    found: Tensors = {}
+    for shard, names in _shards(index).items():
+        tensors = _load_safetensors(shard)
+        missing, unknown = sorted(names - set(tensors)), sorted(set(tensors) - names)
+        if missing or unknown:
+            raise ConfigError(
+                f"checkpoint {index}: of the {len(names)} tensors it names in {shard.name} "
+                f"{len(missing)} are missing there{_first(missing)}, and {len(unknown)} others "
+                f"are{_first(unknown)}: index and shards are not of one model, copy all again"
+            )
+        found |= tensors
+    return found
+
+
+def _shards(index: Path) -> dict[Path, set[str]]:
+    """The shards an index names, which must lie beside it, and the tensors of each."""
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        pairs = sorted((str(shard), str(name)) for name, shard in found.items())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"checkpoint {index}: is no index of shards ({type(error).__name__}: {error}), "
+            'expected {"weight_map": {tensor: file, ...}}'
+        ) from error
+    shards: dict[Path, set[str]] = {}
+    for shard, name in pairs:
+        # A bare name: what it reads must not lie elsewhere, nor be of another format.
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ConfigError(
+                f"checkpoint {index}: names {shard!r} for {name}, expected the bare name of a "
+                ".safetensors file beside it"
+            )
+        shards.setdefault(index.with_name(shard), set()).add(name)
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing or not shards:
+        raise ConfigError(
+            f"checkpoint {index}: {len(missing)} of its {len(shards)} shards are missing"
+            f"{_first(missing)}, expected all, at least 1: copy the directory again, whole"
+        )
+    return shards
 
 
 def _renamed_by_transformers(model: nn.Module, state: Tensors) -> Tensors:

@@ -223,8 +223,8 @@ def test_two_keys_that_share_a_name_are_not_mixed_up(made: Artifact, tmp_path: P
 
 def test_kinds_are_told_apart_by_name_and_slug() -> None:
     every = [kind for kind in vars(kinds).values() if isinstance(kind, Kind)]
-    assert len(every) == 9
-    assert len({kind.name for kind in every}) == len({kind.slug for kind in every}) == 9
+    assert len(every) == 10
+    assert len({kind.name for kind in every}) == len({kind.slug for kind in every}) == 10
     for kind in every:
         assert kind.schema >= 1
         assert kind.files

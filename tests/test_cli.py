@@ -13,6 +13,8 @@ from click.testing import CliRunner
 from edgekd.artifact import Artifact
 from edgekd.cli import main
 from edgekd.errors import ConfigError, install
+from edgekd.export.model import resolved
+from edgekd.recipe import Export
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import graphs, reports
@@ -89,6 +91,16 @@ def test_somebody_elses_onnx_file_is_not_built(tmp_path: Path) -> None:
         f"edgekd: {file}: edgekd takes graphs that it exported: give the OnnxModel's directory; "
         "foreign ONNX files are not supported yet\n"
     )
+
+
+def test_export_says_what_auto_means_there() -> None:
+    """As `edgekd.export.model.resolved` has it."""
+    told = " ".join(CliRunner().invoke(main, ["export", "--help"]).stdout.split())
+    assert 'exporter and weights are "auto", torchscript and float weights are taken' in told
+    assert "only `edgekd run` builds the engines that decide between" in told
+    settings = resolved(Export())
+    assert (Export().exporter, Export().weights) == ("auto", "auto")
+    assert (settings.exporter, settings.weights) == ("torchscript", "float")
 
 
 def test_an_arm_without_a_name_is_refused() -> None:

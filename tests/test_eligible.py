@@ -45,6 +45,7 @@ def test_a_layer_no_rule_names_is_planned_for_both() -> None:
         "node": "",
         "runs": 1,
         "tied_to": "",
+        "bits": 8,
     }
 
 
@@ -180,3 +181,20 @@ def test_share_of_macs_counts_every_layer_in_the_denominator() -> None:
     assert share_of_macs(rows, "sparse") == (2048 + 6144) / (2048 + 6144 + 1920)
     assert share_of_macs(rows, "int8") == 1.0
     assert share_of_macs([], "int8") == 0.0
+
+
+def test_a_released_layer_is_dense_and_says_so() -> None:
+    section = Sparsity(release=["*.fc1"])
+    layers = [linear("a.fc1"), linear("a.fc2"), linear("b.fc1", k=30), linear("c", tied_to="a.fc1")]
+    reasons = [row.sparse_reason for row in plan(layers, section, Quantization())]
+    assert reasons == [
+        "released to dense (sparsity.release)",
+        "",
+        "k per group is 30, not a multiple of 4: 2:4 is not defined on it",  # as it always was
+        "shares its weight with a.fc1: released to dense (sparsity.release)",
+    ]
+    assert all(row.int8 for row in plan(layers, section, Quantization()))
+    with pytest.raises(
+        ConfigError, match=r"sparsity\.release: 'd\.\*' matches no Linear or Conv2d"
+    ):
+        plan(layers, Sparsity(release=["d.*"]), Quantization())

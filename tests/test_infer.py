@@ -17,7 +17,7 @@ from edgekd.artifact import Artifact
 from edgekd.distill.student import distill
 from edgekd.distill.teacher import teach
 from edgekd.engine.build import build
-from edgekd.errors import ArtifactError, ConfigError
+from edgekd.errors import ArtifactError, ConfigError, install
 from edgekd.export.model import export
 from edgekd.infer import infer
 from edgekd.recipe import Recipe
@@ -194,7 +194,7 @@ def test_without_pillow_the_verb_says_what_to_do(
     blocked = "sys.modules['PIL'] = None"
     done = cli("infer", chain["Engine"].path, "a.png", block=blocked)
     assert done.returncode == 3
-    assert "needs Pillow, which is not installed: pip install 'edgekd[preprocess]'" in done.stderr
+    assert f"needs Pillow, which is not installed: {install('preprocess')}" in done.stderr
     pixels = np.zeros((1, 3, 16, 16), np.float32)
     np.savez(tmp_path / "in.npz", pixel_values=pixels)
     assert cli("infer", chain["Engine"].path, tmp_path / "in.npz", block=blocked).returncode == 0

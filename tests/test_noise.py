@@ -67,3 +67,5 @@ def test_labels_of_noise_are_not_learned(make: Maker) -> None:
         sources.load(make(losses={"labels": 1.0}))
     with pytest.raises(ConfigError, match=r"data.source is random, .* set teacher.fit.steps and"):
         sources.load(make(fit=3))
+    teachers = {"labels": 1.0, "labels_from": "teacher"}
+    assert len(sources.load(make(losses=teachers)).train) == 256

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import configs
 from tiny.recipes import tiny
 
+from edgekd import plan as planning
 from edgekd import recipe, target
+from edgekd.data import IO, Tensor
 from edgekd.errors import UnsupportedError
 from edgekd.plan import Plan, Row, plan, refusals, refuse
 
@@ -92,6 +95,37 @@ def test_without_facts_nothing_is_predicted(tmp_path: Path) -> None:
     assert found.total_ns is None
     assert all(row.ns is None and row.bound == "" and row.pays is None for row in found.rows)
     assert found.training_seconds > 0
+
+
+def test_training_costs_every_student_s_steps_and_the_teacher_s_fit(tmp_path: Path) -> None:
+    training = {"steps": 10, "batchnorm_warmup": 5, "batch_size": 4}
+    fit = {"model": "python:tiny.models:mlp", "fit": {"steps": 20, "batch_size": 8}}
+    asked = tiny(tmp_path, distill=training, teacher=fit, arms=["fp16", "dense", "sparse"])
+    # A second for an example's forward pass; two students of 15 steps, and 20 steps of the teacher.
+    expected = 2 * 15 * 4 * planning.DISTILL_PASSES + 20 * 8 * planning.FIT_PASSES
+    assert planning._training(asked, 1e9) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("long_ns", "rows"), [(0, {1}), (10**15, {1, 8})])
+def test_a_batch_is_timed_only_where_one_example_is_quick(
+    long_ns: int, rows: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+
+    class Counts(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.add(len(x))
+            return super().forward(x)
+
+    io = IO(
+        inputs=[Tensor(name="x", dtype="float32", shape=["batch", 4])],
+        outputs=[Tensor(name="logits", dtype="float32", shape=["batch", 2])],
+        labels=["a", "b"],
+    )
+    monkeypatch.setattr(planning, "LONG_NS", long_ns)
+    several = {"x": torch.zeros(8, 4)}
+    assert planning._example_ns(Counts(4, 2), {"x": several["x"][:1]}, several, io) > 0
+    assert seen == rows
 
 
 def test_no_weights_are_needed(tmp_path: Path) -> None:

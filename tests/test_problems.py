@@ -63,6 +63,13 @@ every_key = pytest.mark.parametrize(
 )
 
 
+def without_names(message: str) -> str:
+    """A message without the keys' own names: ``pattern_rows`` is a word of ours."""
+    for name in {key.path[-1] for key in KEYS if "_" in key.path[-1]}:
+        message = message.replace(name, "")
+    return message
+
+
 def told(key: Key, value: Any) -> list[str]:
     """What is said of a key with this value; empty where it is accepted."""
     document = json.loads(json.dumps(VALID[key.model]))
@@ -76,7 +83,7 @@ def told(key: Key, value: Any) -> list[str]:
         message = str(error)
         assert message.startswith("mine.toml: ")
         for words in THEIR_WORDS:
-            assert words not in message.lower()
+            assert words not in without_names(message).lower()
         assert "\n" not in message
         # One file may have more problems: a section that lost its keys misses them too.
         said = message.removeprefix("mine.toml: ").partition(" problems: ")[2] or message[11:]

@@ -127,9 +127,28 @@ def test_missing_files_are_told(tmp_path: Path) -> None:
         ours.text_of_directory(tmp_path, BERT, None, False)
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "mod')
     with pytest.raises(
-        ConfigError, match=r"its tokenizer cannot be read \(.*: copy all of its fil"
+        ConfigError,
+        match=r"its tokenizer cannot be read from tokenizer.json \(.*: copy all of its fil",
     ):
         ours.text_of_directory(tmp_path, BERT, None, False)
+
+
+def test_half_a_tokenizer_is_told(tmp_path: Path) -> None:
+    model = json.loads((bpe(tmp_path / "made") / "tokenizer.json").read_text())["model"]
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (half / "tokenizer_config.json").write_text('{"tokenizer_class": "RobertaTokenizer"}')
+    with pytest.raises(ConfigError) as caught:
+        ours.text_of_directory(half, ROBERTA, 12, False)
+    assert str(caught.value) == (
+        f"{half}: holds half a tokenizer: found vocab.json, expected merges.txt (or a "
+        "tokenizer.json) beside it: copy the tokenizer's files there"
+    )
+    lines = [each if isinstance(each, str) else " ".join(each) for each in model["merges"]]
+    (half / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]))
+    found = ours.text_of_directory(half, ROBERTA, 12, False)
+    assert found.vocabulary == len(model["vocab"])
 
 
 def test_a_tokenizer_that_cannot_pad_is_told(tmp_path: Path) -> None:

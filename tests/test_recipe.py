@@ -70,18 +70,22 @@ def test_a_recipe_is_frozen_and_survives_its_own_dump() -> None:
         (
             "distill.step",
             3,
-            'unknown key distill.step: Did you mean "steps"? There are: batch_size,',
+            'distill.step is an unknown key. Did you mean "steps"? There are: batch_size,',
         ),
         (
             "distil",
             {},
-            'unknown key distil: Did you mean "distill"? There are: arms, data, distill,',
+            'distil is an unknown key. Did you mean "distill"? There are: arms, data, distill,',
         ),
-        ("distill.losses.logit", 1.0, 'unknown key distill.losses.logit: Did you mean "logits"?'),
+        (
+            "distill.losses.logit",
+            1.0,
+            'distill.losses.logit is an unknown key. Did you mean "logits"?',
+        ),
         (
             "teacher.fit",
             {"steps": 1, "lr": 0.1},
-            "unknown key teacher.fit.lr: There are: batch_size",
+            "teacher.fit.lr is an unknown key. There are: batch_size",
         ),
         (
             "distill.steps",
@@ -133,6 +137,26 @@ def test_a_recipe_is_frozen_and_survives_its_own_dump() -> None:
             "distill.losses: all loss weights are 0: give at least one of logits, blocks, labels",
         ),
         (
+            "distill.losses",
+            {"blocks": 0.0, "critical": 0.5, "agreement": True},
+            "distill.losses: blocks is 0, so nothing reads critical, agreement: remove it",
+        ),
+        (
+            "distill.losses",
+            {"labels": 1.0, "labels_from": "teacher", "task": "python:a:b"},
+            "distill.losses: labels_from is 'teacher', which gives class numbers, and task is a",
+        ),
+        (
+            "distill",
+            {"steps": 1, "losses": {"block_weights": "inverse"}},
+            "distill: losses.block_weights is 'inverse' and takes them from the sparse stage's",
+        ),
+        (
+            "distill",
+            {"steps": 1, "sparse": {"steps": 0}, "losses": {"block_weights": "inverse"}},
+            "distill: losses.block_weights is 'inverse' and takes them from the sparse stage's",
+        ),
+        (
             "export",
             {"batch_min": 4, "batch_opt": 2},
             "export: batch sizes are min 4, opt 2, max 64: they must not decrease",
@@ -163,7 +187,7 @@ def test_a_recipe_is_frozen_and_survives_its_own_dump() -> None:
         (
             "gate.latency",
             2.0,
-            'unknown key gate.latency: Did you mean "latency_ms"? There are: accuracy_drop_points',
+            'gate.latency is an unknown key. Did you mean "latency_ms"? There are: accuracy_drop',
         ),
     ],
 )
@@ -185,7 +209,7 @@ def test_all_problems_are_told_together() -> None:
     problems = message.removeprefix("3 problems: ").split("; ")
     assert problems[0] == "data.source is missing"
     assert problems[1] == "distill.steps: found -1, expected at least 0"
-    assert problems[2].startswith('unknown key sead: Did you mean "seed"? There are: arms, ')
+    assert problems[2].startswith('sead is an unknown key. Did you mean "seed"? There are: arms, ')
 
 
 def test_unknown_keys_inside_lists_of_sections_name_their_neighbours() -> None:
@@ -199,7 +223,7 @@ def test_unknown_keys_inside_lists_of_sections_name_their_neighbours() -> None:
 
         rows: list[Row]
 
-    with pytest.raises(ConfigError, match=r'unknown key rows\.0\.heigt: Did you mean "height"\?'):
+    with pytest.raises(ConfigError, match=r'rows\.0\.heigt is an unknown .*ou mean "height"\?'):
         recipe.check(Table, {"rows": [{"height": 1, "heigt": 2}]}, "table.toml")
 
 

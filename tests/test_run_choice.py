@@ -17,7 +17,7 @@ from edgekd import recipe, run, target
 from edgekd.artifact import Artifact
 from edgekd.distill.student import distill
 from edgekd.engine import build
-from edgekd.errors import ContractError
+from edgekd.errors import ContractError, ToolchainError, install
 from edgekd.recipe import Export
 
 A100 = target.load("a100-sxm4-80gb-trt11.4")
@@ -37,7 +37,10 @@ def fails(*ways: tuple[str, str]) -> Any:
     def evidence(model: Artifact, judge: target.Target, out: Path) -> Artifact:
         made = model.config["export"]
         if (made["exporter"], made["weights"]) in ways:
-            raise ContractError("1 of 12 planned linears are not an INT8 gemm")
+            raise ContractError(
+                "1 of 12 planned linears are not an INT8 gemm (whole layer table: "
+                f"{out / '.work' / 'layers.json'})"
+            )
         return real(model, judge, out)
 
     return evidence
@@ -45,39 +48,75 @@ def fails(*ways: tuple[str, str]) -> Any:
 
 def test_the_first_way_that_is_proven_is_kept_and_no_other_is_tried(student: Artifact) -> None:
     out = student.path.parent
-    graph, tried = run._first_proven(student, Export(), A100, out)
-    assert [(each.exporter, each.weights, each.refused) for each in tried] == [
-        ("torchscript", "int8", "")
+    choice = run.choose(student, Export(), A100, out)
+    assert choice.kind == "ExportChoice"
+    assert choice.manifest.parents == {"source": student.id}
+    kept = choice.results
+    graph = run._export(student, run._way(Export(), kept["exporter"], kept["weights"]), out)
+    assert (kept["exporter"], kept["weights"], kept["model"]) == ("torchscript", "int8", graph.id)
+    assert kept["tried"] == [
+        {
+            "exporter": "torchscript",
+            "weights": "int8",
+            "model": graph.id,
+            "graph_bytes": graph.file("trt.onnx").stat().st_size,
+            "counted": {
+                "int8": 12,
+                "planned_int8": 12,
+                "fused_attention": 2,
+                "attention_blocks": 2,
+            },
+            "refused": "",
+        }
     ]
-    assert tried[0].model == graph.path.name
-    assert (graph.config["export"]["exporter"], graph.config["export"]["weights"]) == (
-        "torchscript",
-        "int8",
-    )
-    engine = build.evidence(graph, A100, out)
-    assert (engine.results["int8"], engine.results["fused_attention"]) == (12, 2)
+    assert choice.read_json("choice.json") == kept
 
 
-def test_what_is_not_proven_is_said_and_recorded(
-    student: Artifact, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_is_not_proven_is_said_and_kept_and_a_cached_choice_asks_no_builder(
+    student: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(build, "evidence", fails(("torchscript", "int8")))
-    graph, tried = run._first_proven(student, Export(), A100, student.path.parent)
-    assert [each.weights for each in tried] == ["int8", "float"]
-    assert "planned linears are not an INT8 gemm" in tried[0].refused
-    assert tried[0].model.startswith("onnx-model-")
-    assert graph.path.name == tried[1].model != tried[0].model
+    choice = run.choose(student, Export(), A100, tmp_path / "out")
+    first, second = choice.results["tried"]
+    assert (first["weights"], second["weights"]) == ("int8", "float")
+    said = "1 of 12 planned linears are not an INT8 gemm (whole layer table: "
+    assert first["refused"] == f"{said}.work/layers.json)"
+    assert (first["counted"], second["refused"]) == (None, "")
+    assert first["graph_bytes"] > 0
+    assert first["model"] != second["model"] == choice.results["model"]
     assert (
-        "export: torchscript with int8 weights is not kept: 1 of 12 planned"
+        f"export: torchscript with int8 weights is not kept: {said}{tmp_path}/out/.work/"
         in capsys.readouterr().err
     )
+    monkeypatch.setattr(build, "evidence", fails(*run.WAYS))
+    again = run.choose(student, Export(), A100, tmp_path / "out")
+    assert (again.id, capsys.readouterr().err) == (choice.id, "")
+
+
+def test_an_export_that_fails_is_told_without_a_graph(
+    student: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = run._export
+
+    def export(source: Artifact, settings: Export, out: Path) -> Artifact:
+        if settings.exporter == "torchscript":
+            raise ToolchainError("export: cannot be traced")
+        return real(source, settings, out)
+
+    monkeypatch.setattr(run, "_export", export)
+    (row, _) = run.choose(student, Export(weights="float"), A100, tmp_path).results["tried"]
+    assert (row["model"], row["graph_bytes"], row["counted"]) == ("", None, None)
+    assert row["refused"] == "export: cannot be traced"
 
 
 def test_no_way_at_all_is_one_sentence(student: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "evidence", fails(*run.WAYS))
     settings = Export(exporter="torchscript")
     with pytest.raises(ContractError) as caught:
-        run._first_proven(student, settings, A100, student.path.parent)
+        run.choose(student, settings, A100, student.path.parent)
     assert "none of 2 ways gives an engine that is INT8 and fused as planned" in str(caught.value)
     assert "torchscript with int8: 1 of 12 planned" in str(caught.value)
 
@@ -106,7 +145,9 @@ def test_who_judges(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert run._judge(asked, [A100]) is None
-    assert "tensorrt-rtx is not installed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "tensorrt-rtx is not installed" in said
+    assert f"float weights are taken ({install('rtx')}, or set export.exporter" in said
 
 
 def test_a_run_keeps_the_choice_for_every_arm(tmp_path: Path) -> None:
@@ -118,4 +159,11 @@ def test_a_run_keeps_the_choice_for_every_arm(tmp_path: Path) -> None:
         if made.kind == "OnnxModel"
     }
     assert ways == dict.fromkeys(("sparse", "dense", "fp16"), ("torchscript", "int8"))
-    assert [each.refused for each in result.candidates] == [""]
+    (choice,) = (made for made in result.artifacts if made.kind == "ExportChoice")
+    assert [each["refused"] for each in choice.results["tried"]] == [""]
+    page = result.report.read_text()
+    assert "Exporters tried" in page
+    assert "2:4 INT8, decided by an engine for a100-sxm4-80gb-trt11.4" in page
+    again = run.run(changed, [A100], tmp_path / "out")
+    assert [made.id for made in again.artifacts] == [made.id for made in result.artifacts]
+    assert again.report.read_text() == page

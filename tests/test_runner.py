@@ -94,7 +94,7 @@ def test_rows_that_cannot_be_split() -> None:
     ("inputs", "words"),
     [
         ({}, "input 'x' is missing: given are none"),
-        ({"x": np.zeros(2), "X": np.zeros(2)}, "input 'X' is unknown: "),
+        ({"x": np.zeros(2), "X": np.zeros(2)}, r"input 'X' is unknown\. There are: x"),
         ({"x": np.zeros(0)}, r"the inputs hold \{'x': 0\} rows, expected one number, at least 1"),
     ],
 )

@@ -158,6 +158,39 @@ def test_parquet_holds_the_same_images(make: Maker, folders: Path) -> None:
     assert np.array_equal(numbers, labels)
 
 
+def test_a_training_split_needs_no_labels_where_nobody_reads_them(
+    make: Maker, tmp_path: Path
+) -> None:
+    files.table(tmp_path / "t.csv", ["text"], [["a good film"], ["a film"]])
+    files.table(tmp_path / "e.csv", ["text", "label"], SENTENCES)
+    losses = {"labels": 1.0, "labels_from": "teacher"}
+    section = {"text": "text", "label": "label", "losses": losses}
+    found = sentences(make, **section)
+    assert found.io.labels == ["bad", "good"]
+    assert everything(found.train)[1].tolist() == [0, 0]
+    assert everything(found.evaluation)[1].tolist() == [1, 0, 1]
+    files.table(tmp_path / "e.csv", ["words", "label"], SENTENCES)
+    with pytest.raises(ConfigError, match=r"train split: has columns text, expected 'words' too"):
+        sentences(make, **{**section, "text": "words"})
+
+
+def test_no_column_that_could_be_a_label(make: Maker, tmp_path: Path) -> None:
+    for name in ("t.csv", "e.csv"):
+        files.table(tmp_path / name, ["text"], [["a good film"], ["a film"]])
+    with pytest.raises(ConfigError) as caught:
+        sentences(make, text="text")
+    for word in ("which column is the label", "training split alone", "labels_from = 'teacher'"):
+        assert word in str(caught.value)
+
+
+def test_labels_that_nobody_reads_may_be_wrong(make: Maker, tmp_path: Path) -> None:
+    files.table(tmp_path / "t.csv", ["text", "label"], [["a film", "?"], ["a plot", ""]])
+    files.table(tmp_path / "e.csv", ["text", "label"], SENTENCES)
+    section = {"text": "text", "label": "label", "losses": {"labels_from": "teacher"}}
+    found = sentences(make, **section)
+    assert (found.io.labels, everything(found.train)[1].tolist()) == (["bad", "good"], [0, 0])
+
+
 def test_columns_that_are_not_clear_are_to_be_named(make: Maker, folders: Path) -> None:
     for split, count in (("train", 12), ("test", 6)):
         parquet(folders / f"{split}.parquet", folders / split, number=[0, 1, 2] * (count // 3))

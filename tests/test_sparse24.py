@@ -55,6 +55,54 @@ class TestMask:
             sparse24.mask(np.array([[1.0, np.nan, 0.0, 2.0]]))
 
 
+def best_pattern(weights: np.ndarray, pattern_rows: int) -> np.ndarray:
+    """All six patterns of every tile of rows tried; the first of the best ones stays."""
+    patterns = [p for p in itertools.product([True, False], repeat=4) if sum(p) == 2]
+    kept = np.zeros(weights.shape, bool)
+    for row in range(0, weights.shape[0], pattern_rows):
+        for column in range(0, weights.shape[1], 4):
+            tile = np.s_[row : row + pattern_rows, column : column + 4]
+            sums = [np.abs(weights[tile].astype(float))[:, list(p)].sum() for p in patterns]
+            kept[tile] = patterns[int(np.argmax(sums))]
+    return kept
+
+
+class TestSharedPattern:
+    def test_golden(self) -> None:
+        weights = np.array([[9, 0, 1, 2], [0, 3, 4, 5], [1, 1, 0, 0], [0, 0, 8, -8]], np.int8)
+        # Sums over two rows: 9 3 5 7, and 1 1 8 8.
+        assert sparse24.mask(weights, 2).tolist() == bits("1001 1001 0011 0011")
+        # Over all four: 10 4 13 15. Alone, every row keeps its own.
+        assert sparse24.mask(weights, 4).tolist() == bits("0011 0011 0011 0011")
+        assert sparse24.mask(weights).tolist() == bits("1001 0011 1100 0011")
+
+    def test_ties_keep_the_lower_index(self) -> None:
+        weights = np.array([[1, 0, 0, 1], [0, 1, 1, 0]], np.int8)
+        assert sparse24.mask(weights, 2).tolist() == bits("1100 1100")
+
+    @given(hnp.arrays(np.int8, (8, 12)), st.sampled_from([1, 2, 4, 8]))
+    def test_no_pattern_keeps_more(self, weights: np.ndarray, rows: int) -> None:
+        kept = sparse24.mask(weights, rows)
+        assert (kept == best_pattern(weights, rows)).all()
+        assert (kept.reshape(-1, 4).sum(axis=1) == 2).all()
+        assert (kept.reshape(8 // rows, rows, 12) == kept[::rows, None]).all()
+        sparse24.check(weights * kept, "shared")
+
+    def test_compresses_as_any_other(self) -> None:
+        q = np.random.default_rng(0).integers(-127, 128, (8, 32)).astype(np.int8)
+        q *= sparse24.mask(q, 4)
+        assert (sparse24.decompress(*sparse24.compress(q)) == q).all()
+
+    @pytest.mark.parametrize("rows", [0, 3, 16])
+    def test_rows_that_do_not_divide_n(self, rows: int) -> None:
+        sentence = (
+            f"mask: n is 8, expected a multiple of pattern_rows, {rows}: exclude the layer from"
+            " the sparsity plan or choose a divisor of n"
+        )
+        with pytest.raises(ContractError, match=sentence):
+            sparse24.mask(np.ones((8, 4)), rows)
+
+
 class TestCheck:
     def test_counts_groups_not_elements(self) -> None:
         weights = np.array([[1, 1, 1, 1, 0, 0, 1, 1], [0, 0, 0, 0, 1, 0, 2, 3]], np.int8)

@@ -103,7 +103,7 @@ def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     text = MINIMAL.replace("platforms", "platform", 1).replace('"onnxruntime"', '"tvm"')
     with pytest.raises(ConfigError) as caught:
         target.load(written(tmp_path, text))
-    assert "unknown key platform: Did you mean" in str(caught.value)
+    assert "platform is an unknown key. Did you mean" in str(caught.value)
     assert "runtime: found 'tvm', expected 'tensorrt' or 'onnxruntime'" in str(caught.value)
     assert "platforms is missing" in str(caught.value)
 

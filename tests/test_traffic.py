@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -178,4 +180,12 @@ def test_heads_of_unequal_keys_and_values_are_not_fused_and_say_so() -> None:
     assert (block.k, block.n) == (8, 16)
     assert "a head's keys have 8 features and its values 16" in block.unfused
     assert "two products and a softmax" in block.unfused
-    assert not _watch(Attention("softmax"), TOKENS, WIDTH).attention[0].unfused
+
+
+def test_narrow_heads_are_not_fused_and_say_so() -> None:
+    (block,) = _watch(Attention("softmax"), TOKENS, WIDTH).attention
+    assert block.unfused == (
+        "not fused: a head has 8 features, fused kernels take at least 9; it runs as two products "
+        "and a softmax"
+    )
+    assert not replace(block, k=9, n=9).unfused

@@ -77,7 +77,7 @@ class TestWeights:
         assert "no such file" in self.wrong(tmp_path / "absent.safetensors")
         (tmp_path / "w.h5").write_bytes(b"")
         found = self.wrong(tmp_path / "w.h5")
-        assert "unknown format '.h5', expected .safetensors, or .pt, .pth or .bin" in found
+        assert "unknown format '.h5', expected .safetensors, the .safetensors.index.json" in found
 
     def test_names_and_shapes_that_do_not_fit(self, tmp_path: Path) -> None:
         path = tmp_path / "w.safetensors"

@@ -146,7 +146,9 @@ def _share(rows: list[dict[str, Any]], what: str) -> float:
 def _graphs(model: Any) -> dict[str, Any]:
     """Parity as export measured it, and what the files weigh."""
     parity = model.results["parity"]
-    names = ("relative", "float16_relative", "output_variation", "vacuous", "argmax_differs")
+    names = ("relative", "noise", "float16_relative", "float16_noise", "layers_relative",
+             "float16_layers_relative", "integers_largest_step", "output_variation", "vacuous",
+             "argmax_differs")  # fmt: skip
     return {
         "parity": {name: parity[name] for name in names},
         "attention_blocks": model.results["attention_blocks"],

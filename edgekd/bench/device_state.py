@@ -104,7 +104,7 @@ def check(
     unknown = [field for field in required if field not in _ADVICE]
     if unknown:
         raise ConfigError(
-            f"required_state names {unknown[0]!r}, which is no field of a machine's state: "
+            f"required_state names {unknown[0]!r}, which is no field of a machine's state. "
             f"{names_that_exist(unknown[0], _ADVICE)}"
         )
     for field in required:

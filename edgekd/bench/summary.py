@@ -28,8 +28,8 @@ PERCENTILES = (50, 90, 95, 99)
 Times = NDArray[np.int64]
 
 NO_SPARSITY = (
-    "ONNX Runtime uses no 2:4: dense and 2:4 INT8 are expected to be equally fast here, and a "
-    "ratio of 1 says nothing about a device with sparse kernels"
+    "ONNX Runtime uses no 2:4: {these} are expected to be equally fast here, and a ratio of 1 says "
+    "nothing about a device with sparse kernels"
 )
 HARNESS_SHARE = 0.1  # of a query; above it a note says what that does to ratios
 NOT_ACCURACY = "latency only: whether the answers are good is the AccuracyReport's to say"
@@ -71,7 +71,7 @@ def document(
         if measured.gpu_ns is not None:
             row["gpu"] = engine_row(measured.gpu_ns[number], scenario)
         rows.append(row)
-    notes = [NO_SPARSITY] if target["runtime"] == "onnxruntime" else []
+    notes = no_sparsity(engines) if target["runtime"] == "onnxruntime" else []
     notes += same_engines([engine.id for engine in engines])
     share = max(row["harness_share"] for row in rows)
     if share > HARNESS_SHARE:
@@ -94,6 +94,21 @@ def document(
         "engines": rows,
         "notes": [*notes, NOT_ACCURACY],
     }
+
+
+def no_sparsity(engines: Sequence[Artifact]) -> list[str]:
+    """A note where one of ONNX Runtime's engines holds 2:4 weights, of which it makes no use.
+
+    Args:
+        engines: What was measured.
+    """
+    planned = [engine.read_json("layers.json")["planned"] for engine in engines]
+    sparse = [rows for rows in planned if any(row["sparse"] for row in rows)]
+    if not sparse:
+        return []
+    int8 = any(row["int8"] and row["sparse"] for rows in sparse for row in rows)
+    these = "dense and 2:4 INT8" if int8 else "dense and 2:4 weights in float"
+    return [NO_SPARSITY.format(these=these)]
 
 
 def same_engines(ids: Sequence[str]) -> list[str]:

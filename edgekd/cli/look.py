@@ -9,7 +9,7 @@ import click
 
 from edgekd import artifact, kinds, target
 from edgekd.artifact import MANIFEST, Artifact, Kind
-from edgekd.cli.options import document, json_option, out_option, source_argument
+from edgekd.cli.options import document, file_option, json_option, out_option, source_argument
 from edgekd.errors import ArtifactError
 
 # Named, so that one of an older layout is told and not read.
@@ -40,6 +40,10 @@ def infer(path: Path, inputs: tuple[str, ...], top: int, pair: bool, as_json: bo
             click.echo(f"  {found['probability']:7.2%}  {found['label']}")
         for name, found in answer.get("outputs", {}).items():
             click.echo(f"  {name} {found['shape']}: {found['min']:.4g} to {found['max']:.4g}")
+        if "answer" in answer:
+            click.echo(f"  after the graph: {json.dumps(answer['answer'])}")
+        if "to_do" in answer:
+            click.echo(f"  left to do after the graph: {answer['to_do']}")
 
 
 @click.command()
@@ -60,14 +64,7 @@ def inspect(path: Path, as_json: bool) -> None:
 @click.argument(
     "paths", metavar="ARTIFACT...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
-@click.option(
-    "--out",
-    "path",
-    default="report.html",
-    show_default=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write.",
-)
+@file_option("--out", "report.html")
 @json_option
 def report(paths: tuple[Path, ...], path: Path, as_json: bool) -> None:
     """Write the page about any artifacts, for example those that came back from a device.

@@ -12,6 +12,7 @@ from edgekd import artifact, kinds, progress, recipe, target
 from edgekd.artifact import Artifact
 from edgekd.cli.options import (
     document,
+    file_option,
     json_option,
     no_sparsity_option,
     out_option,
@@ -32,14 +33,7 @@ from edgekd.cli.options import (
 @click.option(
     "--evaluation", type=click.Path(path_type=Path), help="The same, to judge by.  [default: noise]"
 )
-@click.option(
-    "--recipe",
-    "path",
-    default="recipe.toml",
-    show_default=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File to write.",
-)
+@file_option("--recipe", "recipe.toml")
 def init(
     model: str, target_name: str, train: Path | None, evaluation: Path | None, path: Path
 ) -> None:
@@ -112,11 +106,16 @@ def run(
 @out_option
 @json_option
 def compress(recipe_name: str, no_sparsity: bool, out: Path | None, as_json: bool) -> None:
-    """Distill and export: from a RECIPE to the proven ONNX graphs of its student."""
+    """Distill and export: from a RECIPE to the proven ONNX graphs of its student.
+
+    What is "auto" in its [export] section is as for `edgekd export`.
+    """
     from edgekd.distill.student import distill
     from edgekd.export.model import export
+    from edgekd.plan import refuse
 
     loaded, out = recipe.load(recipe_name), out or Path("out")
+    refuse(loaded, [])
     arm = _student_arm(no_sparsity)
     with progress.stage(f"distill {arm}"):
         student = distill(loaded, out, arm)
@@ -146,12 +145,16 @@ def distill(recipe_name: str, no_sparsity: bool, out: Path | None, as_json: bool
     "--recipe",
     "recipe_name",
     metavar="RECIPE",
-    help="Take opset and batch sizes from its [export] section.  [default: its defaults]",
+    help="Take the graphs' form and sizes from its [export] section.  [default: its defaults]",
 )
 @out_option
 @json_option
 def export(path: Path, recipe_name: str | None, out: Path | None, as_json: bool) -> None:
-    """Export a Student (INT8, Q/DQ) or a Teacher (float): two ONNX graphs, proven."""
+    """Export a Student (INT8, Q/DQ) or a Teacher (float): two ONNX graphs, proven.
+
+    Where the recipe's exporter and weights are "auto", torchscript and float weights are taken:
+    only `edgekd run` builds the engines that decide between the others.
+    """
     source = artifact.load(path, kinds.STUDENT, kinds.TEACHER)
     settings = recipe.load(recipe_name).export if recipe_name else recipe.Export()
     if recipe_name is None:

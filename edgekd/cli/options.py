@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from edgekd.artifact import Artifact
+
+_Verb = TypeVar("_Verb", bound=Callable[..., Any])
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print a JSON document, not a path."
@@ -29,6 +32,23 @@ out_option = click.option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory of artifacts.  [default: out, or where the given artifact lies]",
 )
+
+
+def file_option(name: str, default: str) -> Callable[[_Verb], _Verb]:
+    """The file that a verb writes, as its `path`.
+
+    Args:
+        name: What it is called on the command line.
+        default: What it is where it is not given.
+    """
+    return click.option(
+        name,
+        "path",
+        default=default,
+        show_default=True,
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="File to write.",
+    )
 
 
 def show(made: Artifact, as_json: bool) -> None:

@@ -1,23 +1,98 @@
 """Input scales by max calibration: Model Optimizer's, on a copy; only its amax is taken.
 
 The network is calibrated in float, under its 2:4 masks. A layer that runs several times gets the
-largest amax of its runs. What no scale can hold is refused here, by the name of the layer.
+largest amax of its runs. What no scale can hold is refused here, by the name of the layer. Methods
+that clip start from these scales (see `edgekd.distill.observe`).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgekd.distill import quantize
+from edgekd import progress
+from edgekd.distill import observe, quantize
 from edgekd.distill.sparsify import quiet
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ContractError
 from edgekd.quant import scale_from_amax
+from edgekd.recipe import Quantization
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Input scales and where they come from.
+
+    Attributes:
+        scales: {layer: float32[]}, in float16's values.
+        methods: {layer: the method its scale is by}.
+        errors: {layer: {method: mean squared error of the layer's output}}; only of ``best``.
+        same_input: {layer: the first layer that reads the same tensor}; empty unless it was needed.
+    """
+
+    scales: dict[str, Tensor]
+    methods: dict[str, str]
+    errors: dict[str, dict[str, float]]
+    same_input: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """What the Student's manifest says of it."""
+        return {"methods": self.methods, "errors": self.errors}
+
+
+def calibration(
+    model: nn.Module,
+    rows: Sequence[LayerPlan],
+    masks: Mapping[str, Tensor],
+    run: Callable[[nn.Module], None],
+    settings: Quantization,
+) -> Calibration:
+    """Input scales of every planned layer by the recipe's method, of the masked float network.
+
+    Args:
+        model: The float network; not changed.
+        rows: The layer plan.
+        masks: 2:4 masks by layer.
+        run: Passes the calibration batches through the network it is given.
+        settings: Which method, and whether scales will be learned.
+
+    Raises:
+        ContractError: As `calibrate`.
+    """
+    scales = calibrate(model, rows, masks, run)
+    method, planned = settings.calibration, list(scales)
+    plain = method == "max" and settings.scales == "follow"
+    if not planned or plain:
+        return Calibration(scales, dict.fromkeys(planned, "max"), {}, {})
+    twin = _masked(model, masks)
+    with torch.no_grad():
+        groups = observe.same_inputs(twin, planned, run)
+        if method == "max":
+            return Calibration(scales, dict.fromkeys(planned, "max"), {}, groups)
+        counts = observe.histograms(twin, scales, run)
+        wanted = observe.METHODS[1:] if method == "best" else (method,)
+        candidates = {
+            layer: {"max": scales[layer]}
+            | {
+                each: observe.scale_at(observe.clipped(each, counts[layer]), scales[layer])
+                for each in wanted
+            }
+            for layer in planned
+        }
+        errors = {}
+        chosen = dict.fromkeys(planned, str(method))
+        if method == "best":
+            errors = observe.errors(twin, rows, candidates, run)
+            chosen = observe.best(errors, groups, rows)
+            taken = [f"{list(chosen.values()).count(each)} {each}" for each in observe.METHODS]
+            progress.say(f"calibration: best of {len(planned)} layers: {', '.join(taken)}")
+    found = {layer: candidates[layer][chosen[layer]] for layer in planned}
+    return Calibration(found, chosen, errors, groups)
 
 
 def calibrate(
@@ -48,10 +123,7 @@ def calibrate(
     with quiet():
         import modelopt.torch.quantization as mtq
 
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        for layer, mask in masks.items():
-            twin.get_submodule(layer).weight.mul_(mask)  # type: ignore[operator]
+    twin = _masked(model, masks)
     config = _config(planned)
     with quiet(), torch.no_grad():
         try:
@@ -77,6 +149,15 @@ def calibrate(
             "torch's own forward only, add others to quantization.exclude"
         )
     return {layer: _scale(layer, twin) for layer in planned}
+
+
+def _masked(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a network whose weights off the masks are zero."""
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer, mask in masks.items():
+            twin.get_submodule(layer).weight.mul_(mask)  # type: ignore[operator]
+    return twin
 
 
 def _config(planned: Sequence[str]) -> list[dict[str, Any]]:

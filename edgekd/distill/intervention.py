@@ -1,106 +1,126 @@
 """Teacher intervention: intact teacher signals flow through a student that is being quantized.
 
 Kim et al. (arXiv 2302.11812) observe that in quantization-aware training the error of early layers
-drowns the signal that later layers learn from. In their mode TI-O the output of each attention
-sub-layer, before it is added to the residual stream, is replaced by the teacher's. Here the
-replacement is withdrawn gradually::
+drowns the signal that later layers learn from. A signal of each attention is therefore replaced by
+the teacher's: the branch's output before it is added to the residual stream (TI-O), the context
+(TI-C) or the map (TI-M); which one when is the `signal` of a step. The paper replaces it in full
+and then not at all; here it may also be withdrawn gradually::
 
     out = lambda * teacher + (1 - lambda) * student,  lambda = 1 -> 0 over `share` of the steps
 
-so that the student ends on its own signals alone. The student still computes its own output at each
+so that the student ends on its own signals alone. The student still computes its own signal at each
 site, and a loss term compares it with the teacher's: without it a fully replaced site would get no
-gradient at all (the mixed signal's gradient is scaled by 1 - lambda).
+gradient at all (the mixed signal's gradient is scaled by 1 - lambda). The term stays to the end of
+the training, on the signal that was replaced last.
 
-Sites are found by structure, on a real forward pass: wherever two tensors are added, one of them
-was read while the other was being computed, and a module returned the later one, that module closes
-a residual branch. It is an attention branch if a softmax ran in between. Networks with attention
-are intervened on their attention branches, others on every branch.
+As in the authors' code, queries and keys (TI-M) or queries, keys and values (TI-C) are computed
+from detached hidden states, so that their loss trains the projections and nothing before them. With
+lambda between 0 and 1, what flows back is scaled by 1 - lambda, like the signal.
 
-Left out here: TI-C and TI-M, which need attention's insides, and their stochastic and inverted
-schedules.
+Sites of TI-O are the residual branches that `edgekd.distill.branches` finds: networks with
+attention are intervened on their attention branches, others on every branch. Sites of TI-C and TI-M
+are the attentions that `edgekd.distill.attention` finds; they are watched during the step, so that
+no network's code is edited and nothing of it is there afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from edgekd.data import IO
+from edgekd.distill import attention, losses
+from edgekd.distill.branches import chosen_sites, residual_sites
+from edgekd.distill.interception import Watch, cut
 from edgekd.errors import ConfigError
-from edgekd.models import Tensors, forward
+from edgekd.models import Tensors
 from edgekd.recipe import TeacherIntervention
 from edgekd.structure import first_tensor
 
-_ADD = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__,
-        torch.Tensor.add_, torch.Tensor.__iadd__}  # fmt: skip
-_SOFTMAX = {
-    torch.softmax,
-    torch.Tensor.softmax,
-    torch.nn.functional.softmax,
-    torch.nn.functional.scaled_dot_product_attention,
-    torch.nn.functional.multi_head_attention_forward,
-}
+Signal = Literal["output", "context", "map"]
+_SIGNALS: tuple[Signal, ...] = ("output", "context", "map")
+
+
+def signal(settings: TeacherIntervention, steps: int, step: int, seed: int = 0) -> Signal:
+    """Which signal is replaced in a step; a function of its arguments alone, so resume is exact.
+
+    Args:
+        settings: Its `mode` and `share`.
+        steps: Of the whole training.
+        step: From 0.
+        seed: Of the recipe; what a stochastic step draws is decided by (seed, step).
+    """
+    if settings.mode == "stochastic":
+        return _SIGNALS[int(np.random.default_rng([seed, step]).integers(3))]
+    passed = step / (settings.share * steps) if steps else 0.0
+    if settings.mode == "gradual":
+        return "output" if passed < 1 / 6 else "context" if passed < 1 / 3 else "map"
+    if settings.mode == "inverted":
+        return "map" if passed < 1 / 3 else "context" if passed < 2 / 3 else "output"
+    return settings.mode
+
+
+def strength(settings: TeacherIntervention, steps: int, step: int) -> float:
+    """Lambda in a step: share of the teacher's signal, 1 to 0, and 0 after ``share * steps``."""
+    reach = settings.share * steps
+    if settings.withdraw == "two-step":
+        return 1.0 if step < reach else 0.0
+    return max(0.0, 1.0 - step / reach) if reach > 0 else 0.0
 
 
 @dataclass(frozen=True)
-class Site:
-    """A module whose output is added to the residual stream."""
+class Attentions:
+    """The attentions of both networks, and which teacher's teaches which student's, in order."""
 
-    module: str
-    attention: bool
+    student: attention.Found
+    teacher: attention.Found
+    pairs: list[tuple[int, int]]
 
 
-def residual_sites(model: nn.Module, inputs: Tensors, io: IO) -> list[Site]:
-    """Every module whose output closes a residual branch, in forward order.
+def intervene(
+    settings: TeacherIntervention,
+    steps: int,
+    seed: int,
+    networks: tuple[nn.Module, nn.Module],
+    inputs: Tensors,
+    io: IO,
+) -> Intervention:
+    """Find and pair the sites that a mode needs, by relative depth.
 
     Args:
-        model: The network; left as it was.
+        settings: The recipe's section.
+        steps: Of the whole training.
+        seed: The recipe's.
+        networks: Student and teacher.
         inputs: One example or more.
         io: Names of the outputs.
-    """
-    trace = _Trace(inputs)
-    handles = [
-        module.register_forward_hook(trace.produced(name))
-        for name, module in model.named_modules()
-        if name
-    ]
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), trace:
-            forward(model, inputs, io)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    return trace.sites
-
-
-def chosen_sites(sites: list[Site]) -> list[str]:
-    """Attention branches where there are any, else every branch.
 
     Raises:
-        ConfigError: The network adds nothing to a residual stream.
+        ConfigError: A network cannot take the mode, or the two networks' signals differ in shape.
     """
-    if not sites:
-        raise ConfigError(
-            "intervention: the network has no module whose output is added to a residual stream; "
-            "remove [distill.intervention] from the recipe"
-        )
-    attention = [site.module for site in sites if site.attention]
-    return attention or [site.module for site in sites]
+    student, teacher = networks
+    pairs: list[tuple[str, str]] = []
+    attentions = None
+    if settings.mode not in ("context", "map"):
+        mine, theirs = (chosen_sites(residual_sites(net, inputs, io)) for net in networks)
+        pairs = losses.paired(mine, theirs)
+    if settings.mode != "output":
+        attentions = _attentions(settings.mode, networks, inputs, io)
+    return Intervention(settings, steps, student, teacher, pairs, attentions, seed)
 
 
 class Intervention:
-    """Mixes the teacher's site outputs into the student's forward pass while it trains.
+    """Mixes the teacher's signals into the student's forward pass while it trains.
 
-    The teacher must run first in every step; what it answered at a site is used once, so a stale
-    answer is an error and never a silent one.
+    The teacher must run first in every step, within `teaching`, the student within `acting`; what
+    the teacher answered at a site is used once, so a stale answer is an error and never a silent
+    one.
     """
 
     def __init__(
@@ -110,20 +130,26 @@ class Intervention:
         student: nn.Module,
         teacher: nn.Module,
         sites: Sequence[tuple[str, str]],
+        attentions: Attentions | None = None,
+        seed: int = 0,
     ) -> None:
         """Hook the sites.
 
         Args:
-            settings: Share of the steps and the weight of the site loss.
+            settings: Mode, schedule, share of the steps and the weight of the site loss.
             steps: Steps of the whole training.
-            student: Its sites' outputs are mixed while it trains.
-            teacher: Its sites' outputs are recorded.
-            sites: Pairs of module names, student's and teacher's.
+            student: Its signals are mixed while it trains.
+            teacher: Its signals are recorded.
+            sites: Pairs of module names, student's and teacher's, whose outputs TI-O replaces.
+            attentions: What TI-C and TI-M replace; of the modes that need them.
+            seed: Of the stochastic mode.
         """
         self.sites = [mine for mine, _ in sites]
-        self._settings, self._steps = settings, steps
-        self._strength = 1.0
-        self._taught: dict[str, Tensor] = {}
+        self._settings, self._steps, self._seed = settings, steps, seed
+        self._student, self._attentions = student, attentions
+        if attentions is not None:
+            self.sites += [attentions.student.calls[mine].module for mine, _ in attentions.pairs]
+        self._taught: dict[str | int, Tensor] = {}
         self._terms: list[Tensor] = []
         self._handles = [
             *(
@@ -135,16 +161,53 @@ class Intervention:
                 for mine, _ in sites
             ),
         ]
+        self.at(0)
 
     def at(self, step: int) -> None:
-        """Set lambda for a step, 1 at the first to 0 after ``share * steps``."""
-        reach = self._settings.share * self._steps
-        self._strength = max(0.0, 1.0 - step / reach) if reach > 0 else 0.0
+        """Set the signal and lambda for a step; lambda is 1 at the first."""
+        self._strength = strength(self._settings, self._steps, step)
+        self._signal = signal(self._settings, self._steps, step, self._seed)
         self._taught.clear()
         self._terms.clear()
 
+    @contextlib.contextmanager
+    def teaching(self) -> Iterator[None]:
+        """Record the teacher's maps or contexts in the one pass that runs within."""
+        if self._attentions is None or self._signal == "output":
+            yield
+            return
+        found = self._attentions.teacher
+
+        def record(call: int, result: Tensor) -> Tensor:
+            self._taught[call] = result.detach()
+            return result
+
+        with self._watched(found, record):
+            yield
+
+    @contextlib.contextmanager
+    def acting(self) -> Iterator[None]:
+        """Replace the student's maps or contexts in the one pass that runs within.
+
+        Raises:
+            ConfigError: The pass had other attentions than the one they were found on.
+        """
+        if self._attentions is None or self._signal == "output" or not self._student.training:
+            yield
+            return
+        found, teachers = self._attentions.student, dict(self._attentions.pairs)
+
+        def replace(call: int, own: Tensor) -> Tensor:
+            taught = self._taught.get(teachers[call])
+            return self._mixed(f"{self._signal} in {found.calls[call].module}", own, taught)
+
+        cuts = found.cuts(self._signal) if self._strength > 0 else {}
+        with cut(self._student, cuts, self._strength), self._watched(found, replace):
+            yield
+        self._taught.clear()
+
     def loss(self) -> Tensor:
-        """Mean over the sites of MSE(student's own output, teacher's) / Var(teacher), float32[]."""
+        """Mean over the sites of MSE(student's own signal, teacher's) / Var(teacher), float32[]."""
         terms, self._terms = self._terms, []
         return self._settings.weight * torch.stack(terms).mean()
 
@@ -153,84 +216,75 @@ class Intervention:
         for handle in self._handles:
             handle.remove()
 
+    @contextlib.contextmanager
+    def _watched(
+        self, found: attention.Found, use: Callable[[int, Tensor], Tensor]
+    ) -> Iterator[None]:
+        numbers = {
+            call.softmax if self._signal == "map" else call.product: index
+            for index, call in enumerate(found.calls)
+        }
+
+        def seen(number: int, result: Tensor) -> Tensor:
+            return use(numbers[number], result) if number in numbers else result
+
+        with Watch(seen) as watch:
+            yield
+        if watch.events != found.events:
+            raise ConfigError(
+                f"intervention: {watch.events} softmaxes and products ran in this step, "
+                f"{found.events} when attention was looked for (layer dropout, or a branch not "
+                'taken): turn that off, or use mode = "output"'
+            )
+
     def _record(self, site: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             tensor = first_tensor(output)
-            if tensor is not None:
+            if tensor is not None and self._signal == "output":
                 self._taught[site] = tensor.detach()
 
         return hook
 
     def _mix(self, site: str) -> Callable[[nn.Module, Any, Any], Any]:
         def hook(module: nn.Module, _args: Any, output: Any) -> Any:
-            if not module.training:
+            if not module.training or self._signal != "output":
                 return output
-            own, taught = first_tensor(output), self._taught.pop(site, None)
-            if own is None or taught is None or own.shape != taught.shape:
-                raise ConfigError(
-                    f"intervention: the student's {site} gives "
-                    f"{None if own is None else list(own.shape)}, the teacher's "
-                    f"{None if taught is None else list(taught.shape)}: both must give one tensor "
-                    "of the same shape in every step; remove [distill.intervention]"
-                )
-            spread = taught.var(correction=0).clamp_min(1e-12)
-            self._terms.append(torch.nn.functional.mse_loss(own, taught) / spread)
-            mixed = self._strength * taught + (1.0 - self._strength) * own
+            mixed = self._mixed(site, first_tensor(output), self._taught.pop(site, None))
             return mixed if isinstance(output, Tensor) else (mixed, *output[1:])
 
         return hook
 
+    def _mixed(self, site: str, own: Tensor | None, taught: Tensor | None) -> Tensor:
+        """Compare a signal with the teacher's and mix the two."""
+        if own is None or taught is None or own.shape != taught.shape:
+            raise ConfigError(
+                f"intervention: the student's {site} gives "
+                f"{None if own is None else list(own.shape)}, the teacher's "
+                f"{None if taught is None else list(taught.shape)}: both must give one tensor "
+                "of the same shape in every step; remove [distill.intervention]"
+            )
+        self._terms.append(losses.values(own, taught))
+        return self._strength * taught + (1.0 - self._strength) * own
 
-class _Trace(TorchFunctionMode):
-    """Notes when each tensor was made, by which module, when it was read, when a softmax ran."""
 
-    def __init__(self, inputs: Tensors) -> None:
-        super().__init__()
-        self.sites: list[Site] = []
-        self._time = 0
-        self._alive = list(inputs.values())  # so that no identity is used twice
-        self._made = {id(tensor): (0, "") for tensor in self._alive}
-        self._read: dict[int, list[int]] = {}
-        self._softmaxes: list[int] = []
-
-    def produced(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        """A forward hook that remembers the innermost module a tensor came from."""
-
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            tensor = first_tensor(output)
-            if tensor is None:
-                return
-            self._time += 1
-            self._alive.append(tensor)
-            time, inner = self._made.get(id(tensor), (self._time, ""))
-            self._made[id(tensor)] = (time, inner or name)
-
-        return hook
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        self._time += 1
-        for tensor in (*args, *(kwargs or {}).values()):
-            if isinstance(tensor, Tensor):
-                self._read.setdefault(id(tensor), []).append(self._time)
-        if function in _SOFTMAX:
-            self._softmaxes.append(self._time)
-        elif function in _ADD and len(args) > 1:
-            self._added(args[0], args[1])
-        if isinstance(result, Tensor) and id(result) not in self._made:
-            self._alive.append(result)
-            self._made[id(result)] = (self._time, "")
-        return result
-
-    def _added(self, a: Any, b: Any) -> None:
-        if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or a.shape != b.shape:
-            return
-        if id(a) not in self._made or id(b) not in self._made:
-            return
-        early, late = sorted((a, b), key=lambda tensor: self._made[id(tensor)])
-        (start, _), (end, module) = self._made[id(early)], self._made[id(late)]
-        if module and any(start < time < end for time in self._read[id(early)]):
-            attention = any(start < time < end for time in self._softmaxes)
-            self.sites.append(Site(module, attention))
+def _attentions(
+    mode: str, networks: tuple[nn.Module, nn.Module], inputs: Tensors, io: IO
+) -> Attentions:
+    """Both networks' attentions, paired by relative depth and of equal shapes."""
+    mine, theirs = (attention.find(net, inputs, io) for net in networks)
+    for who, found, net in zip(("student", "teacher"), (mine, theirs), networks, strict=True):
+        attention.require(found, who, mode, net)
+    names = [[str(index) for index in range(len(found.calls))] for found in (mine, theirs)]
+    pairs = [(int(one), int(two)) for one, two in losses.paired(*names)]
+    for one, two in pairs:
+        ours, his = mine.calls[one], theirs.calls[two]
+        for what in ("map",) if mode == "map" else ("map", "context"):
+            shapes = [list(getattr(call, what)) for call in (ours, his)]
+            if shapes[0] != shapes[1] and not (mode == "context" and what == "map"):
+                raise ConfigError(
+                    f"intervention: mode {mode!r} replaces the {what} in the student's "
+                    f"{ours.module}, {shapes[0]} for one example, by that in the teacher's "
+                    f"{his.module}, {shapes[1]}: give both as many heads, tokens and features a "
+                    'head, or use mode = "output"'
+                )
+    return Attentions(mine, theirs, pairs)

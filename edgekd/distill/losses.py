@@ -7,7 +7,8 @@
   growth would make the last blocks all that counts. (FitNets, arXiv 1412.6550, equation 3, without
   the regressor, which two equal widths do not need.)
 * values: the same of an output that is no distribution, such as a detector's boxes.
-* labels: cross-entropy with the ground truth, or the user's own loss of the task.
+* labels: cross-entropy with the ground truth, or with the class that the dense teacher names, or
+  the user's own loss of the task.
 
 Blocks of teacher and student are paired by relative depth, so a student of half the depth is taught
 by every second block.
@@ -68,7 +69,8 @@ def task(spec: str | None, io: IO) -> Task:
         if not io.labels:
             raise ConfigError(
                 "distill.losses.task is missing: the network names no classes, so there is no "
-                "cross-entropy with the labels: give python:<module>:<callable>"
+                "cross-entropy with the labels: give python:<module>:<callable>, or where nothing "
+                "is labelled distill.losses.labels_from = 'teacher'"
             )
         first = io.outputs[0].name
         return lambda outputs, target: labels(outputs[first], target)

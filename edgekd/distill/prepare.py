@@ -1,9 +1,10 @@
 """A student made ready to train, in our loop or in anybody's.
 
 The order is fixed and each step proves what it did before the next begins: plan (which layers, and
-why not the others), masks (2:4, on float weights), batch norm (warmed up, frozen, folded),
-calibration (of the masked network), quantizers. Model Optimizer would accept some other orders in
-silence and sparsify nothing; here there is no other order to ask for.
+why not the others), masks (2:4, on float weights), batch norm (warmed up, frozen, folded), the
+float stage where there is one, calibration (of the masked network), quantizers. Model Optimizer
+would accept some other orders in silence and sparsify nothing; here there is no other order to ask
+for.
 
 `edgekd distill` trains what comes out with its own loop. A loop of one's own does the same with
 four calls::
@@ -24,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,19 +33,30 @@ from torch import Tensor, nn
 
 from edgekd import (
     artifact,
+    classes,
     data,
     io_json,
     kinds,
     models,
-    progress,
     sources,
     structure,
     unpack,
 )
 from edgekd.artifact import Artifact, Question, versions
-from edgekd.distill import batchnorm, device, loop, losses, quantize, record, samples, sparsify
-from edgekd.distill.calibrate import calibrate
-from edgekd.distill.intervention import Intervention, chosen_sites, residual_sites
+from edgekd.distill import (
+    bits,
+    device,
+    equalise,
+    lsq,
+    prune,
+    quantize,
+    record,
+    samples,
+    stages,
+    start,
+)
+from edgekd.distill.calibrate import Calibration, calibrate, calibration
+from edgekd.distill.intervention import Intervention, intervene
 from edgekd.distill.objective import Objective
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ConfigError, ContractError
@@ -73,11 +85,17 @@ def prepare(
         ConfigError: A network is not the recipe's, or does not take its data.
         ContractError: A step did not do what it promises (mask, quantizers, calibration).
     """
+    if recipe.distill.sparse is not None:
+        raise ConfigError(
+            "prepare: [distill.sparse] is a stage of edgekd distill's own loop: take the section "
+            "out, or run edgekd distill; a student that is 2:4 already keeps its zeros, since "
+            "sparsity.method = 'magnitude' finds them again"
+        )
     examples = sources.load(recipe)
     for network in (student, teacher):
         unpack.canonical(network)
     descriptions = {
-        who: _described(network, spec, recipe, who)
+        who: _described(network, spec, recipe, examples.io.labels, who)
         for who, network, spec in (
             ("teacher", teacher, recipe.teacher.model),
             ("student", student, recipe.student.model or recipe.teacher.model),
@@ -122,30 +140,54 @@ class Prepared:
             teacher: Frozen, in evaluation mode.
             student: Changed in place.
             description: What `models.build` makes the student from.
-            keep: Where batch norm's warm-up keeps its checkpoint.
+            keep: Where batch norm's warm-up and the float stage keep their checkpoints.
         """
         self.student, self.teacher, self.io = student, teacher, examples.io
         self.taught_by: Mapping[str, Any] | None = None
         self._recipe, self._arm, self._examples = recipe, arm, examples
-        one = models.tensors(_batches(examples, 1)[0], student)
+        one = models.tensors(samples.batches(examples, 1)[0], student)
         models.probe(student, one, examples.io, description["spec"])
         sparsity = recipe.sparsity if arm == "sparse" else None
         self.rows = structure.plan(student, one, examples.io, sparsity, recipe.quantization)
         _anything_planned(recipe, self.rows, arm)
-        self._masks = sparsify.masks(student, self.rows)
-        self._norms = _batchnorm(recipe, examples, student, teacher, self._masks, keep)
+        feed = samples.batches(examples, recipe.quantization.calibration_samples)
+        self._equalised = equalise.asked(recipe, student, self.rows, feed, examples.io)
+        self._masks, self._pruned = prune.masks(recipe, student, self.rows, examples, feed)
+        self._norms = stages.warm_up(recipe, examples, student, teacher, self._masks, keep)
         folded = {"folded": self._norms["folded"]} if self._norms["folded"] else {}
         self._description = {**description, **folded}
-        calibration = _batches(examples, recipe.quantization.calibration_samples)
-        scales = calibrate(
-            student, self.rows, self._masks, lambda twin: _feed(twin, calibration, examples)
-        )
-        quantize.attach(student, self.rows, self._masks, scales)
+        self._float = stages.float_stage(recipe, arm, examples, student, teacher, self._masks, keep)
+        self._calibration = self._quantize(lambda twin: _feed(twin, feed, examples))
         self.check()
-        self._intervention = _intervention(recipe, student, teacher, one, examples.io)
-        self._objective = Objective(
-            recipe.distill.losses, student, teacher, examples.io, self._intervention
+        taught_by = self._float.teacher
+        self._intervention = _intervention(recipe, student, taught_by, one, examples.io)
+        self._objective = self._float.objective(
+            recipe, student, teacher, examples.io, self._intervention
         )
+
+    def _quantize(self, run: Callable[[nn.Module], None]) -> Calibration:
+        """Widths, calibration and quantizers, on the masked float student."""
+        settings, losses_ = self._recipe.quantization, self._recipe.distill.losses
+        if settings.mean_bits is not None:
+            self.rows = bits.allocate(
+                self.student,
+                self.rows,
+                self._masks,
+                calibrate(self.student, self.rows, self._masks, run),
+                settings.mean_bits,
+                lambda twin: Objective(losses_, twin, self._float.teacher, self.io),
+                bits.batches_of(self._examples, self._recipe.distill.batch_size, self.student),
+            )
+        found = calibration(self.student, self.rows, self._masks, run, settings)
+        quantize.attach(
+            self.student,
+            self.rows,
+            self._masks,
+            found.scales,
+            learned=settings.scales == "learned",
+            same_input=found.same_input,
+        )
+        return found
 
     def begin(self, step: int) -> None:
         """Tell which step comes next, for losses that follow a schedule over ``distill.steps``."""
@@ -160,6 +202,18 @@ class Prepared:
             labels: int64[batch], or what the recipe's task takes.
         """
         return self._objective(inputs, labels)
+
+    @property
+    def observed(self) -> Mapping[str, float]:
+        """What the latest step adds to its row of the curve: agreement, the loss of each block."""
+        return self._objective.observed
+
+    @property
+    def units(self) -> Mapping[str, float]:
+        """How much of each loss term is one of its own unit; see `edgekd.distill.loop`."""
+        settings = self._recipe.distill.intervention
+        own = {} if settings is None else {"intervention": settings.weight}
+        return {**self._objective.units, **own}
 
     def check(self) -> None:
         """Assert that masks and quantizers are what was planned; call it as often as you like.
@@ -181,7 +235,8 @@ class Prepared:
         """
         self.check()
         self._objective.remove()
-        record.save(scratch, self.student, self.rows, curve, self._description)
+        rows = self._float.both(curve)
+        record.save(scratch, self.student, self.rows, rows, self._description)
         results = record.record(
             scratch, self._recipe, self._examples, self.student, self.teacher, self.rows
         )
@@ -189,6 +244,10 @@ class Prepared:
             "intervention_sites": self._intervention.sites if self._intervention else [],
             "batchnorm_folded": len(self._norms["folded"]),
             "batchnorm_frozen": self._norms["frozen"],
+            "calibration": self._calibration.as_json(),
+            "equalised": self._equalised,
+            **self._pruned,
+            **self._float.results,
         }
 
     def finish(self, out: Path, curve: Sequence[Mapping[str, float]] = ()) -> Artifact:
@@ -221,8 +280,12 @@ class Prepared:
         question = Question(
             kinds.STUDENT,
             config=config,
-            parents={"teacher": teacher},
-            sources={"weights": _content(quantize.plain_state(self.student))},
+            parents={"teacher": teacher, **start.parents(recipe)},
+            sources={
+                "weights": _content(
+                    {**quantize.plain_state(self.student), **lsq.scales(self.student)}
+                )
+            },
             tools=versions(*TOOLS, "nvidia-modelopt"),
         )
         return artifact.make(out, question, lambda work: self.save(work.scratch, curve))
@@ -261,9 +324,11 @@ class Prepared:
         return artifact.make(out, question, write)
 
 
-def _described(network: nn.Module, spec: str, recipe: Recipe, who: str) -> dict[str, Any]:
+def _described(
+    network: nn.Module, spec: str, recipe: Recipe, labels: Sequence[str], who: str
+) -> dict[str, Any]:
     """What a network of the recipe is built from, once it is shown to be that network."""
-    description = models.describe(spec, recipe.base)
+    description = models.describe(spec, recipe.base, labels)
     wanted = {name: tensor.shape for name, tensor in models.build(description).state_dict().items()}
     found = {name: tensor.shape for name, tensor in network.state_dict().items()}
     if found != wanted:
@@ -274,6 +339,7 @@ def _described(network: nn.Module, spec: str, recipe: Recipe, who: str) -> dict[
             f"differ, first {differ[0]}: found {shapes[0]}, expected {shapes[1]}: name in the "
             f"recipe what builds it"
         )
+    classes.answer_in(network, description.get("classes", ()))
     return description
 
 
@@ -287,65 +353,13 @@ def _content(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _batchnorm(
-    recipe: Recipe,
-    examples: data.Data,
-    student: nn.Module,
-    teacher: nn.Module,
-    masks: Mapping[str, Tensor],
-    keep: Path,
-) -> dict[str, Any]:
-    """Warm the student's batch norms up, freeze and fold them; what was folded, what stays."""
-    batch = _batches(examples, models.BATCH)[0]
-    one = {name: array[:1] for name, array in batch.items()}
-    found = batchnorm.pairs(student, models.tensors(one, student), examples.io)
-    names = batchnorm.norms(student)
-    if not names:
-        return {"folded": [], "frozen": []}
-    quantize.attach_masks(student, masks)
-    steps = recipe.distill.batchnorm_warmup
-    if steps:
-        objective = Objective(recipe.distill.losses, student, teacher, examples.io)
-        (keep / "batchnorm").mkdir(parents=True, exist_ok=True)
-        loop.train(
-            loop.Run(
-                label="batchnorm warm-up",
-                model=student,
-                loss=objective,
-                split=examples.train,
-                settings=recipe.distill.model_copy(update={"steps": steps}),
-                seed=recipe.seed,
-                keep=keep / "batchnorm",
-            )
-        )
-        objective.remove()
-    quantize.bake_masks(student, masks)
-    batchnorm.freeze(student)
-    batchnorm.fold(student, found, masks, batch, examples.io)
-    frozen = sorted(set(names) - {norm for _, norm in found})
-    left = f"; {len(frozen)} stay, frozen: {', '.join(frozen[:3])}" if frozen else ""
-    progress.say(f"batch norm: {len(found)} of {len(names)} folded after {steps} steps{left}")
-    return {"folded": [list(pair) for pair in found], "frozen": frozen}
-
-
 def _intervention(
     recipe: Recipe, student: nn.Module, teacher: nn.Module, one: models.Tensors, io: data.IO
 ) -> Intervention | None:
     settings = recipe.distill.intervention
     if settings is None:
         return None
-    mine, theirs = (chosen_sites(residual_sites(net, one, io)) for net in (student, teacher))
-    sites = losses.paired(mine, theirs)
-    return Intervention(settings, recipe.distill.steps, student, teacher, sites)
-
-
-def _batches(examples: data.Data, count: int) -> list[data.Arrays]:
-    """Inputs of `count` training examples spread evenly over the split, in batches."""
-    rows = samples.spread(len(examples.train), count)
-    return [
-        examples.train.take(rows[start : start + models.BATCH])[0]
-        for start in range(0, len(rows), models.BATCH)
-    ]
+    return intervene(settings, recipe.distill.steps, recipe.seed, (student, teacher), one, io)
 
 
 def _feed(model: nn.Module, batches: Sequence[data.Arrays], examples: data.Data) -> None:

@@ -1,4 +1,4 @@
-"""Static symmetric INT8 fake quantization, with the 2:4 mask in the same function.
+"""Static symmetric fake quantization, with the 2:4 mask in the same function.
 
 A planned layer trains on exactly the numbers that ship::
 
@@ -8,8 +8,18 @@ A planned layer trains on exactly the numbers that ship::
 The forward pass is ONNX's QuantizeLinear/DequantizeLinear to the bit (division, round half to even,
 saturate); gradients pass straight through inside the range (Bengio et al., arXiv 1308.3432) and are
 zero where the value saturates. Weight scales follow the weights while they train: a frozen amax
-clips weights that grow, which is what Model Optimizer's QAT does. Scales are values that float16
-holds, so the fp16 and the fp32 graph ship the same ones (see `edgekd.quant`).
+clips weights that grow, which is what Model Optimizer's QAT does. Or both scales are learned (see
+`edgekd.distill.lsq`). Scales are values that float16 holds, so the fp16 and the fp32 graph ship the
+same ones (see `edgekd.quant`).
+
+Weights of fewer than 8 bits are research; the input stays INT8 and the scale stays one a row. Of 4
+bits: -8..7 with amax / 7. Of 2: ternary weight networks (arXiv 1605.04711, section 2.2), as teacher
+intervention uses them::
+
+    w_hat = s * sign(w) where |w| > 0.7 mean|w| else 0,  s = mean of the |w| above that
+
+over the weights that the mask keeps; its gradient passes everywhere. A learned ternary scale is
+LSQ's with the range -1..1, and starts from that s.
 
 The mask and the weight quantizer are one torch parametrization of ``weight``; the input quantizer
 is a child module with a forward pre-hook. Both work on any subclass of Linear or Conv2d. Layers
@@ -19,7 +29,7 @@ are equal too; each has an input scale of its own (see `edgekd.distill.calibrate
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,11 +37,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from edgekd import sparse24
+from edgekd.distill import lsq
 from edgekd.distill.sparsify import as_matrix
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ContractError
 from edgekd.quant import INT8_MAX, INT8_MIN, SCALE_OF_ZERO
 from edgekd.weights import state
+
+# Bits of a weight -> smallest and largest integer.
+RANGES: Mapping[int, tuple[int, int]] = {8: (INT8_MIN, INT8_MAX), 4: (-8, 7), 2: (-1, 1)}
+_TERNARY_THRESHOLD = 0.7
 
 
 class FakeQuant(torch.autograd.Function):
@@ -41,63 +56,119 @@ class FakeQuant(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
-        """``clamp(round(x / scale), -128, 127) * scale``."""
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        """``clamp(round(x / scale), low, high) * scale``."""
         q = torch.round(x / scale)
-        ctx.save_for_backward((q >= INT8_MIN) & (q <= INT8_MAX))
-        return q.clamp_(INT8_MIN, INT8_MAX).mul_(scale)
+        ctx.save_for_backward((q >= low) & (q <= high))
+        return q.clamp_(low, high).mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         """Gradient times the indicator of the representable range."""
         (inside,) = ctx.saved_tensors
-        return grads[0] * inside, None
+        return grads[0] * inside, None, None, None
+
+
+class Ternary(torch.autograd.Function):
+    """``scale * sign(x)`` where |x| is above the row's threshold, else 0; straight-through."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor, scale: Tensor, threshold: Tensor) -> Tensor:
+        """Ternary values, same shape."""
+        return x.sign() * (x.abs() > threshold) * scale
+
+    @staticmethod
+    def backward(_ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient as it came."""
+        return grads[0], None, None
 
 
 class WeightQuantizer(nn.Module):
-    """Parametrization of ``weight``: 2:4 mask (when there is one), then per-row INT8."""
+    """Parametrization of ``weight``: 2:4 mask (when there is one), then per-row quantization."""
 
     mask: Tensor | None
+    learned: lsq.LearnedScale | None
 
-    def __init__(self, mask: Tensor | None) -> None:
-        """Keep the mask, bool[weight shape], or None for a dense layer."""
+    def __init__(self, mask: Tensor | None, bits: int = 8) -> None:
+        """Keep the mask, bool[weight shape] or None for a dense layer, and the width, 8, 4 or 2."""
         super().__init__()
         self.register_buffer("mask", mask)
+        self.bits = bits
+        self.learned = None
 
     def forward(self, weight: Tensor) -> Tensor:
         """Masked and fake-quantized weight, same shape."""
         masked = weight if self.mask is None else weight * self.mask
-        return fake_quant(masked, weight_scale(masked))
+        low, high = RANGES[self.bits]
+        if self.learned is not None:
+            kept = masked[0].numel() if self.mask is None else _rows(self.mask.sum, self.mask)
+            return lsq.fake_quant(masked, self.learned(), low, high, kept)
+        if self.bits == 2:
+            return Ternary.apply(masked, *ternary(masked, self.mask))  # type: ignore[no-any-return, no-untyped-call]
+        return fake_quant(masked, weight_scale(masked, high), low, high)
+
+    def scale(self, masked: Tensor) -> Tensor:
+        """The scale that ships with a masked weight, float32[n, 1, ...]."""
+        if self.learned is not None:
+            return self.learned.shipped()
+        if self.bits == 2:
+            return ternary(masked, self.mask)[0]
+        return weight_scale(masked, RANGES[self.bits][1])
 
 
 class InputQuantizer(nn.Module):
-    """Per-tensor INT8 on a layer's input; the scale is calibrated once."""
+    """Per-tensor INT8 on a layer's input; the scale is calibrated once, and may go on learning."""
 
-    scale: Tensor
+    calibrated: Tensor
+    learned: lsq.LearnedScale | None
 
     def __init__(self, scale: Tensor) -> None:
         """Keep the scale, float32[]."""
         super().__init__()
-        self.register_buffer("scale", scale)
+        self.register_buffer("calibrated", scale)
+        self.learned = None
+
+    @property
+    def scale(self) -> Tensor:
+        """The scale that ships, float32[]."""
+        return self.calibrated if self.learned is None else self.learned.shipped()
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantized input, same shape."""
-        return fake_quant(x, self.scale)
+        if self.learned is None:
+            return fake_quant(x, self.calibrated)
+        features = x.numel() // len(x) if x.ndim > 1 else x.numel()
+        return lsq.fake_quant(x, self.learned(), INT8_MIN, INT8_MAX, features)
 
 
-def fake_quant(x: Tensor, scale: Tensor) -> Tensor:
+def fake_quant(x: Tensor, scale: Tensor, low: int = INT8_MIN, high: int = INT8_MAX) -> Tensor:
     """Quantize and dequantize with a straight-through gradient; see `FakeQuant`."""
-    return FakeQuant.apply(x, scale)  # type: ignore[no-any-return, no-untyped-call]
+    return FakeQuant.apply(x, scale, low, high)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def weight_scale(weight: Tensor) -> Tensor:
-    """Scale per output row, float32[n, 1, ...], bit-equal to `quant.scale_from_amax`."""
-    amax = weight.detach().abs().amax(dim=tuple(range(1, weight.ndim)), keepdim=True)
-    nearest = (amax.double() / INT8_MAX).half()
-    rounded_down = nearest.double() * INT8_MAX < amax.double()
+def weight_scale(weight: Tensor, high: int = INT8_MAX) -> Tensor:
+    """Scale per output row, float32[n, 1, ...], bit-equal to `quant.scale_from_amax` at 127."""
+    amax = _rows(weight.detach().abs().amax, weight)
+    nearest = (amax.double() / high).half()
+    rounded_down = nearest.double() * high < amax.double()
     # The next float16 above: positive floats order as their bits do.
     up = (nearest.view(torch.int16) + rounded_down.to(torch.int16)).view(torch.float16)
     return torch.where(amax > 0, up.float(), SCALE_OF_ZERO)
+
+
+def ternary(weight: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Scale and threshold per output row of a masked weight, each float32[n, 1, ...]."""
+    size = weight.detach().abs()
+    kept = size.new_tensor(size[0].numel()) if mask is None else _rows(mask.sum, mask)
+    threshold = _TERNARY_THRESHOLD * _rows(size.sum, size) / kept.clamp(min=1)
+    above = size > threshold
+    mean = _rows((size * above).sum, size) / _rows(above.sum, size).clamp(min=1)
+    return torch.where(mean > 0, lsq.float16_above(mean), SCALE_OF_ZERO), threshold
+
+
+def _rows(reduce: Callable[..., Tensor], like: Tensor) -> Tensor:
+    """A reduction over all axes but the first, which keeps them."""
+    return reduce(dim=tuple(range(1, like.ndim)), keepdim=True)
 
 
 def attach(
@@ -105,8 +176,20 @@ def attach(
     rows: Sequence[LayerPlan],
     masks: Mapping[str, Tensor],
     input_scales: Mapping[str, Tensor],
+    *,
+    learned: bool = False,
+    same_input: Mapping[str, str] | None = None,
 ) -> None:
     """Put masks and quantizers on every planned layer, in place.
+
+    Args:
+        model: The plain float network.
+        rows: The layer plan.
+        masks: 2:4 masks by layer.
+        input_scales: Calibrated scales by layer, float32[].
+        learned: Whether scales train. Layers of one weight then have one weight scale.
+        same_input: Layer -> the first layer that reads the very tensor it reads; they learn one
+            scale, so that a device still quantizes the tensor once.
 
     Raises:
         ContractError: A planned layer has no mask or scale, or the network already carries
@@ -123,12 +206,30 @@ def attach(
         module = model.get_submodule(row.layer)
         # Copies: `verify` compares with masks that no training step or checkpoint can touch.
         if row.int8:
-            quantizer = WeightQuantizer(masks[row.layer].clone() if row.sparse else None)
+            quantizer = WeightQuantizer(masks[row.layer].clone() if row.sparse else None, row.bits)
             parametrize.register_parametrization(module, "weight", quantizer, unsafe=True)
             module.add_module("input_quantizer", InputQuantizer(input_scales[row.layer].clone()))
             module.register_forward_pre_hook(_quantize_input, with_kwargs=True)
         elif row.sparse:
             parametrize.register_parametrization(module, "weight", Mask(masks[row.layer].clone()))
+    for row in rows if learned else ():
+        if row.int8:
+            _learn(model, row, (same_input or {}).get(row.layer, row.layer))
+
+
+def _learn(model: nn.Module, row: LayerPlan, first: str) -> None:
+    """Make both scales of a layer train, with those of another layer where they are one."""
+    module, owner = (model.get_submodule(name) for name in (row.layer, row.tied_to or row.layer))
+    mine, theirs = _weight_quantizer(module), _weight_quantizer(owner)
+    if theirs.learned is None:
+        theirs.learned = lsq.LearnedScale(theirs.scale(latent_weight(owner)))
+    mine.learned = theirs.learned
+    given, other = module.input_quantizer, model.get_submodule(first).input_quantizer
+    assert isinstance(given, InputQuantizer)
+    assert isinstance(other, InputQuantizer)
+    if other.learned is None:
+        other.learned = lsq.LearnedScale(other.calibrated.to(original(module).device))
+    given.learned = other.learned
 
 
 def attach_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -220,10 +321,21 @@ def verify(
 
 
 def input_scale(module: nn.Module) -> Tensor:
-    """Calibrated scale of a quantized layer's input, float32[]."""
+    """The scale of a quantized layer's input that ships, float32[]."""
     scale = module.input_quantizer.scale  # type: ignore[union-attr]
     assert isinstance(scale, Tensor)
     return scale
+
+
+def shipped_weight_scale(module: nn.Module) -> Tensor:
+    """The scales of a quantized layer's weight that ship, float32[n]: learned, or of the weight."""
+    return _weight_quantizer(module).scale(latent_weight(module)).flatten().clone()
+
+
+def _weight_quantizer(module: nn.Module) -> WeightQuantizer:
+    quantizer = module.parametrizations.weight[0]  # type: ignore[index, union-attr]
+    assert isinstance(quantizer, WeightQuantizer)
+    return quantizer
 
 
 def mask_of(module: nn.Module) -> Tensor | None:

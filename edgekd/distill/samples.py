@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgekd import metric
 from edgekd.data import IO, Arrays, Data
+from edgekd.models import BATCH
 
 
 def choose(data: Data, count: int) -> Arrays:
@@ -46,3 +47,9 @@ def save(path: Path, samples: Arrays, **recorded: Arrays) -> None:
         for name, array in outputs.items()
     }
     np.savez(path, **samples, **named)  # type: ignore[arg-type]
+
+
+def batches(data: Data, count: int) -> list[Arrays]:
+    """Inputs of `count` training examples spread evenly over the split, in batches."""
+    rows = spread(len(data.train), count)
+    return [data.train.take(rows[start : start + BATCH])[0] for start in range(0, len(rows), BATCH)]

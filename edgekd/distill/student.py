@@ -13,12 +13,12 @@ from typing import Any
 from torch import nn
 
 from edgekd import artifact, kinds, models, progress, sources
-from edgekd.artifact import Artifact, Question, Work, file_hash, source_hash, versions
-from edgekd.distill import device, loop
+from edgekd.artifact import Artifact, Question, Work, source_hash, versions
+from edgekd.distill import device, loop, start
 from edgekd.distill.prepare import TOOLS, Prepared, StudentArm
 from edgekd.distill.teacher import DATA_SOURCES, teach, user_sources
 from edgekd.recipe import Recipe
-from edgekd.weights import load_weights
+from edgekd.weights import content_hash, load_weights
 
 
 def distill(recipe: Recipe, out: Path, arm: StudentArm = "sparse") -> Artifact:
@@ -59,6 +59,7 @@ def question(recipe: Recipe, teacher: Artifact, arm: StudentArm) -> Question:
             "edgekd.distill",
             "edgekd.models",
             "edgekd.weights",
+            "edgekd.classes",
             "edgekd.unpack",
             "edgekd.structure",
             *DATA_SOURCES,
@@ -71,11 +72,11 @@ def question(recipe: Recipe, teacher: Artifact, arm: StudentArm) -> Question:
     }
     weights = _own_weights(recipe)
     if weights is not None:
-        sources["student weights"] = file_hash(weights)
+        sources["student weights"] = content_hash(weights)
     return Question(
         kinds.STUDENT,
         config=config,
-        parents={"teacher": teacher},
+        parents={"teacher": teacher, **start.parents(recipe)},
         sources=sources,
         tools=versions(*TOOLS, "nvidia-modelopt"),
     )
@@ -84,8 +85,14 @@ def question(recipe: Recipe, teacher: Artifact, arm: StudentArm) -> Question:
 def _write(recipe: Recipe, parent: Artifact, arm: StudentArm, work: Work) -> Mapping[str, Any]:
     examples = sources.load(recipe)
     device.prepare(recipe)
-    description = models.describe(recipe.student.model or recipe.teacher.model, recipe.base)
-    teacher, student = _networks(parent, description, _own_weights(recipe))
+    spec = recipe.student.model or recipe.teacher.model
+    description = models.describe(spec, recipe.base, examples.io.labels)
+    weights = _own_weights(recipe)
+    began = start.opened(recipe)
+    if began is not None:
+        description = start.description(recipe, description, began)
+        weights = began.file("model.safetensors")
+    teacher, student = _networks(parent, description, weights)
     prepared = Prepared(recipe, arm, examples, teacher, student, description, work.keep)
     curve = loop.train(
         loop.Run(
@@ -98,6 +105,8 @@ def _write(recipe: Recipe, parent: Artifact, arm: StudentArm, work: Work) -> Map
             keep=work.keep,
             check=prepared.check,
             begin=prepared.begin,
+            observed=lambda: prepared.observed,
+            units=prepared.units,
         )
     )
     return prepared.save(work.scratch, curve)
@@ -106,6 +115,8 @@ def _write(recipe: Recipe, parent: Artifact, arm: StudentArm, work: Work) -> Map
 def _own_weights(recipe: Recipe) -> Path | None:
     """Weights beside the student's own ``hf:`` configuration, where the recipe names one."""
     spec = recipe.student.model
+    if recipe.student.start is not None:
+        return None
     return None if spec is None else models.weights_beside(spec, recipe.base)
 
 
@@ -114,8 +125,8 @@ def _networks(
 ) -> tuple[nn.Module, nn.Module]:
     """Teacher (frozen) and student on their device.
 
-    A student starts from its own weights where it has some, else from the teacher's where the two
-    networks are equal, else from random ones.
+    A student starts from its own weights where it has some (those of `student.start` or beside its
+    configuration), else from the teacher's where the two networks are equal, else from random ones.
     """
     teacher_description = parent.read_json("model.json")
     teacher = models.build(teacher_description)

@@ -7,28 +7,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from edgekd import artifact, data, io_json, kinds, metric, models, progress
 from edgekd import sources as data_sources
 from edgekd.artifact import (
     Artifact,
     Question,
     Work,
-    file_hash,
     source_hash,
     user_hash,
     versions,
 )
 from edgekd.distill import device, loop, losses, samples
 from edgekd.errors import ConfigError
-from edgekd.recipe import Recipe
-from edgekd.weights import load_weights, save_weights
+from edgekd.recipe import Recipe, Training
+from edgekd.weights import content_hash, load_weights, save_weights
 
 TOOLS = ("torch", "transformers", "timm", "numpy", "safetensors")
 # The code that decides what an example is.
 DATA_SOURCES = ("edgekd.data", "edgekd.io_json", "edgekd.metric", "edgekd.noise",
                 "edgekd.sources", "edgekd.interface", "edgekd.processors",
                 "edgekd.preprocess")  # fmt: skip
-SOURCES = ("edgekd.distill", "edgekd.models", "edgekd.weights", "edgekd.unpack",
+SOURCES = ("edgekd.distill", "edgekd.models", "edgekd.classes", "edgekd.weights", "edgekd.unpack",
            "edgekd.structure", "edgekd.eligible", *DATA_SOURCES)  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def question(recipe: Recipe) -> Question:
     sources["examples"] = data.content_hash(data_sources.load(recipe))
     weights = checkpoint(recipe)
     if weights is not None and weights.is_file():
-        sources["checkpoint"] = file_hash(weights)
+        sources["checkpoint"] = content_hash(weights)
     config = {
         "teacher": recipe.teacher.model_dump(),
         "task": recipe.distill.losses.task if recipe.teacher.fit is not None else None,
@@ -93,21 +94,19 @@ def checkpoint(recipe: Recipe) -> Path | None:
 
 def _write(recipe: Recipe, work: Work) -> Mapping[str, Any]:
     examples = data_sources.load(recipe)
+    require_loss(recipe, examples.io)
     device.prepare(recipe)
-    description = models.describe(recipe.teacher.model, recipe.base)
+    description = models.describe(recipe.teacher.model, recipe.base, examples.io.labels)
     model = models.build(description).to(device.name())
     one = models.tensors(examples.train.take(samples.spread(len(examples.train), 1))[0], model)
     models.probe(model, one, examples.io, description["spec"])
     weights = checkpoint(recipe)
     results: dict[str, Any] = {"fitted": recipe.teacher.fit is not None}
     if recipe.teacher.fit is not None:
-        task = losses.task(recipe.distill.losses.task, examples.io)
         run = loop.Run(
             label="fit teacher",
             model=model,
-            loss=lambda inputs, target: {
-                "labels": task(models.forward(model, inputs, examples.io), target)
-            },
+            loss=_loss(recipe, recipe.teacher.fit, model, examples.io),
             split=examples.train,
             settings=recipe.teacher.fit,
             seed=recipe.seed,
@@ -135,3 +134,27 @@ def _write(recipe: Recipe, work: Work) -> Mapping[str, Any]:
     told = metric.told(results["accuracy"], examples.io)
     progress.say(f"teacher: accuracy {told} on {results['samples']} samples")
     return results
+
+
+def require_loss(recipe: Recipe, io: data.IO) -> None:
+    """Refuse a teacher that is to be fitted and has nothing to learn from.
+
+    Raises:
+        ConfigError: It takes steps, the data name no classes and the recipe no loss of the task.
+    """
+    fit = recipe.teacher.fit
+    if fit is not None and fit.steps and recipe.distill.losses.task is None and not io.labels:
+        raise ConfigError(
+            f"recipe {recipe.name}: teacher.fit trains {fit.steps} steps on the labels, but "
+            f"data.source {recipe.data.source!r} names 0 classes and distill.losses.task is not "
+            'given: give distill.losses.task = "python:<module>:<callable>", a trained teacher as '
+            "teacher.checkpoint, or teacher.fit.steps = 0 for random weights"
+        )
+
+
+def _loss(recipe: Recipe, fit: Training, model: nn.Module, io: data.IO) -> loop.Loss:
+    """What a teacher is fitted by; nothing where it takes no step."""
+    if not fit.steps:
+        return lambda _inputs, _target: {}
+    task = losses.task(recipe.distill.losses.task, io)
+    return lambda inputs, target: {"labels": task(models.forward(model, inputs, io), target)}

@@ -378,10 +378,5 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _elements(row: Mapping[str, Any]) -> int:
-    """Elements of the weight that one node of a layer multiplies.
-
-    A packed projection is several products of a part each, a layer that runs several times several
-    products of the whole.
-    """
-    nodes = int(row["node"].count(" + ")) + 1
-    return int(row["n"]) * int(row["k"]) * int(row.get("runs", 1)) // nodes
+    """Elements of the weight that one node of a layer multiplies: all, in each of its runs."""
+    return int(row["n"]) * int(row["k"])

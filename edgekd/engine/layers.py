@@ -254,7 +254,8 @@ def prove(
     elif fused != attention_blocks or len(left) > 3 * unfused:
         problems.append(
             f"{fused} fused attention kernels, expected {attention_blocks}, and left unfused: "
-            f"{', '.join(left) or 'nothing'}. Fusing needs one Softmax and fp16 around INT8 linears"
+            f"{', '.join(left) or 'nothing'}. Fusing needs one Softmax, fp16 around INT8 linears "
+            "and heads of at least 9 features"
         )
     if problems:
         raise ContractError(f"{where}: {'; and '.join(problems)}")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from edgekd.data import Arrays
-from edgekd.errors import ArtifactError, ConfigError, ToolchainError, names_that_exist
+from edgekd.errors import ArtifactError, ConfigError, ToolchainError, install, names_that_exist
 
 _NUMPY = {"float": "float32", "double": "float64"}  # the others have NumPy's own name
 
@@ -113,8 +113,8 @@ def _check(session_options: dict[str, Any]) -> None:
     if wrong:
         state = "missing" if wrong[0] in known else "unknown"
         raise ConfigError(
-            f"session option {wrong[0]!r} is {state}: {names_that_exist(wrong[0], known)}; "
-            "build the engine again"
+            f"session option {wrong[0]!r} is {state}: build the engine again. "
+            f"{names_that_exist(wrong[0], known)}"
         )
 
 
@@ -123,7 +123,7 @@ def _load() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise ToolchainError(
-            f"onnxruntime cannot be imported ({error}): install it with pip install onnxruntime"
+            f"onnxruntime cannot be imported ({error}): {install('ort')}"
         ) from error
     module: ModuleType = onnxruntime
     return module

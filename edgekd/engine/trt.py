@@ -35,6 +35,7 @@ from edgekd.errors import (
     EdgekdError,
     ToolchainError,
     UnsupportedError,
+    install,
     names_that_exist,
 )
 from edgekd.progress import say
@@ -44,12 +45,13 @@ Shape = tuple[int, ...]
 ShapeRange = tuple[Shape, Shape, Shape]  # min, opt, max
 Log = list[tuple[str, str]]  # severity, message
 
-_INSTALL = {
+_INSTALL = {  # an extra, and what else there is
     "tensorrt": (
-        "pip install 'tensorrt>=10.3' on x86-64, or on Jetson sudo apt install python3-libnvinfer "
-        "and an environment made with --system-site-packages"
+        "trt",
+        " on x86-64, or on Jetson sudo apt install python3-libnvinfer and an environment made with "
+        "--system-site-packages",
     ),
-    "tensorrt-rtx": "pip install tensorrt-rtx",
+    "tensorrt-rtx": ("rtx", ""),
 }
 _UINT8_WARNING = "UINT8 zero_point"
 _CACHE_WARNING = "Failed to deserialize timing cache"
@@ -89,8 +91,9 @@ def load(runtime: Runtime) -> ModuleType:
     try:
         return importlib.import_module(runtime.replace("-", "_"))
     except (ImportError, OSError) as error:
+        extra, otherwise = _INSTALL[runtime]
         raise ToolchainError(
-            f"{runtime} cannot be imported ({error}): install it with {_INSTALL[runtime]}"
+            f"{runtime} cannot be imported ({error}): {install(extra)}{otherwise}"
         ) from error
 
 
@@ -288,7 +291,7 @@ def _set_profiles(
     for name in profiles:
         if name not in inputs:
             raise ConfigError(
-                f'the profile names the input "{name}", which the model lacks: '
+                f'the profile names the input "{name}", which the model lacks. '
                 f"{names_that_exist(name, inputs)}"
             )
     dynamic = [name for name, shape in inputs.items() if -1 in shape]

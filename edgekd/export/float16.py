@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from edgekd.errors import ContractError, ToolchainError
+from edgekd.errors import ContractError, ToolchainError, install
 from edgekd.export import storage
 
 # Smaller initializers stay: shapes, axes and exponents are constants to autocast.
@@ -52,7 +52,7 @@ def _autocast(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     except ImportError as error:
         raise ToolchainError(
             f"export: Model Optimizer's autocast cannot be imported "
-            f"({str(error).splitlines()[0]}): pip install 'edgekd[train]'"
+            f"({str(error).splitlines()[0]}): {install('train')}"
         ) from error
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io as streams
 import logging
+import os
 import shutil
 import tempfile
 import warnings
@@ -141,12 +142,20 @@ class _Positional(nn.Module):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' chatter off stdout; what matters in it is checked on the file."""
+    """Keep the exporters' chatter off stdout; what matters in it is checked on the file.
+
+    Of an operator it does not know, torch's C++ prints the whole graph past `sys.stdout`.
+    """
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
+    stream = os.dup(1)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
     try:
         with contextlib.redirect_stdout(streams.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        os.dup2(stream, 1)
+        os.close(stream)
         logging.disable(level)

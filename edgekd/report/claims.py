@@ -61,7 +61,8 @@ def claims(run: Collection) -> list[Claim]:
             "ONNX Runtime computes the student",
             "ONNX Runtime computes the student",
             "The graph gives what the trained network gives. Sums of floats are taken in another "
-            "order, so an activation on a rounding boundary may fall one step to the other side.",
+            "order, so an activation on a rounding boundary may fall one step to the other side, "
+            "which depth carries on: each layer is compared on its own, then the whole.",
             findings.parity(run),
         ),
         _claim(

@@ -21,6 +21,7 @@ _CHAIN = (
     kinds.TEACHER,
     kinds.STUDENT,
     kinds.SAMPLES,
+    kinds.EXPORT_CHOICE,
     kinds.ONNX_MODEL,
     kinds.ENGINE,
     kinds.BUNDLE,
@@ -38,9 +39,11 @@ class Collection:
         """Put artifacts in the chain's order, each once.
 
         Args:
-            artifacts: Any of a run's, in any order.
+            artifacts: Any of a run's, in any order. A graph that a choice among them refused, and
+                that nothing was made of, is told of with the choice alone.
         """
-        self._by_id = {found.id: found for found in artifacts}
+        refused = _refused(artifacts)
+        self._by_id = {found.id: found for found in artifacts if found.id not in refused}
         self._read: dict[str, Manifest | None] = {}  # of what was not given
         self.artifacts = sorted(self._by_id.values(), key=self._order)
 
@@ -159,6 +162,14 @@ class Collection:
             str(_PLACE[found.results["model"]["kind"]] if report else ""),
             found.id,
         )
+
+
+def _refused(artifacts: Sequence[Artifact]) -> set[str]:
+    """Ids of graphs that lost an ExportChoice, and that no artifact was made of."""
+    choices = [found.results for found in artifacts if found.kind == kinds.EXPORT_CHOICE.name]
+    tried = {row["model"] for choice in choices for row in choice["tried"]}
+    kept = {choice["model"] for choice in choices}
+    return tried - kept - {each for found in artifacts for each in found.manifest.parents.values()}
 
 
 def arm_name(arm: str, planned: Mapping[str, Any]) -> str:

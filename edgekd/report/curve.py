@@ -1,8 +1,11 @@
-"""Loss curves from ``losses.jsonl``: one figure for each loss term, the networks together.
+"""Loss curves from ``losses.jsonl``: one figure for each stage and loss term, networks together.
 
 The vertical axis is logarithmic, since a loss falls through decades and what happens in the last of
 them is what a person looks for. A curve is the mean over runs of steps (single steps are noise of
-the batch), and says over how many. Left out: learning rate, and any smoothing that reaches across.
+the batch), and says over how many. Where a Student was trained in two stages (rows then have a
+``stage``) each has figures of its own: its steps count from 0, and it was held to another teacher.
+Left out: learning rate, the loss of every single block, the share of samples that agree, and any
+smoothing that reaches across.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 POINTS = 90
 TABLE_ROWS = 12
+NO_TERMS = ("step", "lr", "agreement")
 
 Losses = list[tuple[int, float]]  # (step, loss)
 Curve = list[tuple[float, float]]  # (mean step, mean loss), both over the same steps
@@ -30,19 +34,19 @@ Curve = list[tuple[float, float]]  # (mean step, mean loss), both over the same 
 
 def plots(run: Collection) -> list[Plot]:
     """One figure for each loss term of the teacher, then of the students."""
-    found: dict[tuple[str, str], dict[str, tuple[str, Losses]]] = {}
+    found: dict[tuple[str, str, str], dict[str, tuple[str, Losses]]] = {}
     for trained in [*run.of("Teacher"), *run.of("Student")]:
         if "losses.jsonl" not in trained.manifest.files:
             continue
         arm = run.arm(trained)
         name = run.name(trained) or "teacher"
-        for term, losses in _terms(trained).items():
-            lines = found.setdefault((trained.kind, term), {})
+        for (stage, term), losses in _terms(trained).items():
+            lines = found.setdefault((trained.kind, stage, term), {})
             # Two of one arm: tell them apart by what their directory is called.
             lines[name if name not in lines else trained.path.name] = (arm, losses)
     return [
-        _plot(f"loss-{number}", f"{kind}, {term} loss", lines)
-        for number, ((kind, term), lines) in enumerate(found.items())
+        _plot(f"loss-{number}", f"{kind}, {stage and f'{stage} stage, '}{term} loss", lines)
+        for number, ((kind, stage, term), lines) in enumerate(found.items())
     ]
 
 
@@ -57,14 +61,16 @@ def means(losses: Sequence[tuple[int, float]], stride: int) -> Curve:
     ]
 
 
-def _terms(trained: Artifact) -> dict[str, Losses]:
-    """Loss term -> (step, loss), for the steps that have one above 0."""
-    terms: dict[str, Losses] = {}
+def _terms(trained: Artifact) -> dict[tuple[str, str], Losses]:
+    """(Stage or "", loss term) -> (step, loss), for the steps that have one above 0."""
+    terms: dict[tuple[str, str], Losses] = {}
     for text in trained.file("losses.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(text)
+        stage = row.pop("stage", "")
         for term, loss in row.items():
-            if term not in ("step", "lr") and loss > 0 and math.isfinite(loss):
-                terms.setdefault(term, []).append((row["step"], loss))
+            drawn = term not in NO_TERMS and not term.startswith("blocks.")
+            if drawn and loss > 0 and math.isfinite(loss):
+                terms.setdefault((stage, term), []).append((row["step"], loss))
     return terms
 
 

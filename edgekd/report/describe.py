@@ -45,7 +45,15 @@ def describe(found: Artifact) -> str:
     parts += _section(
         f"files ({size(sum(e.bytes for e in manifest.files.values()))})", _sizes(sizes)
     )
+    parts += _section("after the graph", _postprocess(found))
     return "\n".join(_harmless(line) for line in parts + _details(found))
+
+
+def _postprocess(found: Artifact) -> list[str]:
+    """What the host must do with the outputs, as ``io.json`` names it; a Bundle's arms agree."""
+    named = [name for name in found.manifest.files if name.rpartition("/")[2] == "io.json"]
+    told = {found.read_json(name).get("postprocess") for name in named}
+    return [_INDENT + text for text in sorted(each for each in told if each)]
 
 
 def _harmless(line: str) -> str:

@@ -103,7 +103,7 @@ def parity(run: Collection) -> Iterable[Finding]:
                 on,
             )
         else:
-            # One step is a rounding boundary; more can be two of them, or something else.
+            # One step is a rounding boundary; no layer is given what another one rounded.
             small = found.get("integers_largest_step", 0) <= 1
             yield Finding("proven" if small else "evidence", on, _parity_text(found))
 
@@ -114,7 +114,10 @@ def _parity_text(found: dict[str, Any]) -> str:
     if compared:
         step = found["integers_largest_step"]
         differ = found["integers_differ"]
-        text = f"Of {count(compared)} activation integers "
+        text = (
+            f"Layer by layer, on the student's own integers: of {count(compared)} activation "
+            "integers "
+        )
         text += (
             f"{percent(differ)} differ, the largest step is {step}. "
             if differ
@@ -123,9 +126,11 @@ def _parity_text(found: dict[str, Any]) -> str:
     answers = found["argmax_differs"]
     changed = f"{percent(answers)} of the answers change" if answers else "no answer changes"
     return (
-        f"{text}Outputs differ by {significant(found['relative'])} of their size and {changed} on "
-        f"{plural(found['samples'], 'sample')}; trt.onnx, run by ONNX Runtime in float16, by "
-        f"{significant(found['float16_relative'])}."
+        f"{text}End to end outputs differ by {significant(found['relative'])} of their size and "
+        f"{changed} on {plural(found['samples'], 'sample')}; trt.onnx, run by ONNX Runtime in "
+        f"float16, by {significant(found['float16_relative'])}. Rounding alone moves the network's "
+        f"own outputs by {significant(found['noise'])}, and by "
+        f"{significant(found['float16_noise'])} in float16."
     )
 
 

@@ -161,7 +161,7 @@ def sizes(run: Collection) -> list[SizeRow]:
     rows = []
     for model in run.models:
         plan = run.plan(model)
-        files = [(n, size(model.manifest.files[n].bytes)) for n in ("trt.onnx", "ort.onnx")]
+        files = [(name, size(_file_bytes(model, name))) for name in ("trt.onnx", "ort.onnx")]
         for engine in run.of("Engine"):
             if engine.manifest.parents.get("model") == model.id and run.engine_layers(engine):
                 name = f"model.plan, {engine.results['runtime']}"
@@ -177,6 +177,12 @@ def sizes(run: Collection) -> list[SizeRow]:
             )
         )
     return rows
+
+
+def _file_bytes(model: Artifact, name: str) -> int:
+    """Bytes of a graph, and of its weights where one file could not hold them."""
+    held = model.manifest.files
+    return sum(held[each].bytes for each in (name, f"{name}.data") if each in held)
 
 
 def float32_bytes(plan: list[LayerPlan]) -> float:

@@ -88,6 +88,7 @@ def _facts(run: Collection) -> dict[str, Any]:
         "labels": labels,
         "tools": tables.versions(run, "tools"),
         "sources": tables.versions(run, "sources"),
+        "choices": tables.choices(run),
         "artifacts": tables.artifact_rows(run),
         "bundles": tables.bundle_views(run),
     }

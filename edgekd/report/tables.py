@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from edgekd.artifact import Artifact
 from edgekd.report.collection import Collection, anchor
@@ -87,6 +89,49 @@ def _shape(sizes: list[int | str]) -> str:
 
 def _range(found: list[float] | None) -> str:
     return "any" if found is None else f"{found[0]:g} to {found[1]:g}".replace("-", MINUS)
+
+
+@dataclass(frozen=True)
+class TriedRow:
+    """One way of exporting: what a builder made of it, or why it was not kept (others empty)."""
+
+    way: str
+    size: str
+    int8: str
+    fused: str
+    outcome: str
+    anchor: str
+
+
+@dataclass(frozen=True)
+class ChoiceTable:
+    """The ways of exporting one student, in the order they were tried."""
+
+    title: str
+    rows: tuple[TriedRow, ...]
+
+
+def choices(run: Collection) -> list[ChoiceTable]:
+    """Every choice of an exporter, as its ExportChoice tells it."""
+    return [
+        ChoiceTable(
+            f"{run.name(choice)}, decided by an engine for {run.target(choice)}",
+            tuple(_tried_row(run, row) for row in choice.results["tried"]),
+        )
+        for choice in run.of("ExportChoice")
+    ]
+
+
+def _tried_row(run: Collection, row: Mapping[str, Any]) -> TriedRow:
+    counted = row["counted"]
+    return TriedRow(
+        way=f"{row['exporter']}, {row['weights']} weights",
+        size="" if row["graph_bytes"] is None else size(row["graph_bytes"]),
+        int8=f"{counted['int8']} of {counted['planned_int8']}" if counted else "",
+        fused=f"{counted['fused_attention']} of {counted['attention_blocks']}" if counted else "",
+        outcome=row["refused"] or "kept",
+        anchor=anchor(row["model"]) if run.find(row["model"]) else "",
+    )
 
 
 @dataclass(frozen=True)

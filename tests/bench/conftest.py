@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgekd.artifact import Artifact
-from edgekd.bench.scenario import Scenario, Warmup
+from edgekd.bench.scenario import Scenario
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import reports
@@ -28,15 +28,7 @@ def new_engine(tmp_path: Path) -> Callable[..., Artifact]:
 
 @pytest.fixture(scope="session")
 def quick() -> Scenario:
-    return Scenario(
-        name="quick",
-        scenario="SingleStream",
-        batch=1,
-        percentile=90,
-        queries=64,
-        warmup=Warmup(queries=1, seconds=0),
-        repetitions=9,
-    )
+    return reports.few(name="quick", repetitions=9)
 
 
 @pytest.fixture(scope="module")

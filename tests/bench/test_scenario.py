@@ -76,7 +76,7 @@ def test_just_enough_queries_are_taken(tmp_path: Path) -> None:
         ('"SingleStream"', '"Offline"', "percentile is 90, but the result of Offline is samples"),
         ('"SingleStream"', '"Server"', "'SingleStream', 'MultiStream' or 'Offline'"),
         ("repetitions = 9", "repetitions = 8", "found 8, expected at least 9"),
-        ("queries = 64", "query = 64", 'unknown key query: Did you mean "queries"'),
+        ("queries = 64", "query = 64", 'query is an unknown key. Did you mean "queries"'),
     ],
 )
 def test_wrong_keys_are_refused(tmp_path: Path, old: str, new: str, words: str) -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from edgekd.artifact import Artifact
+from edgekd import artifact, kinds
+from edgekd.artifact import Artifact, Question, Work
 from edgekd.bench import bench, device_state, inputs, measure, summary
 from edgekd.bench.scenario import Scenario
 
@@ -67,6 +71,28 @@ def test_the_median_over_processes_keeps_its_bound_where_queries_depend(
     # Nine processes: 1 + 9 of 2^9 cases are 2%.
     nine = summary.engine_row(independent, quick)["percentiles"]["p90"]
     assert nine["median_upper_bound"] is None
+
+
+def test_what_onnx_runtime_makes_no_use_of_is_said_where_it_is_there(tmp_path: Path) -> None:
+    def holding(number: int, *planned: tuple[bool, bool]) -> Artifact:
+        """An Engine whose layers are planned (INT8, 2:4) so."""
+        rows = [{"int8": int8, "sparse": sparse} for int8, sparse in planned]
+
+        def write(work: Work) -> dict[str, int]:
+            for name in kinds.ENGINE.files:
+                (work.scratch / name).write_text(json.dumps({"planned": rows}))
+            return {}
+
+        return artifact.make(tmp_path, Question(kinds.ENGINE, {"number": number}), write)
+
+    teacher, dense = holding(0, (False, False)), holding(1, (True, False))
+    int8 = holding(2, (True, True), (False, False))
+    floats = holding(3, (False, True), (True, False))  # a dense head in INT8 is no 2:4 INT8
+    assert summary.no_sparsity([teacher, dense]) == []
+    (note,) = summary.no_sparsity([teacher, dense, int8])
+    assert note.startswith("ONNX Runtime uses no 2:4: dense and 2:4 INT8 are expected to be")
+    (note,) = summary.no_sparsity([teacher, floats])
+    assert note.startswith("ONNX Runtime uses no 2:4: dense and 2:4 weights in float are expected")
 
 
 def test_a_note_names_each_engine_that_is_there_twice() -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import data, forms, models
+from tiny import configs, data, forms, models
+from tiny.recipes import tiny
 from torch import nn
 
 from edgekd import quant, structure
 from edgekd.distill import quantize, sparsify
-from edgekd.distill.calibrate import calibrate
+from edgekd.distill.calibrate import calibrate, calibration
+from edgekd.distill.student import distill
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ContractError
 from edgekd.models import run, tensors
@@ -151,3 +155,78 @@ def test_an_input_that_is_no_number_names_its_layer(value: float) -> None:
         model.stem.bias[3] = value
     with pytest.raises(ContractError, match=r"the input of blocks\.0\.fc1 holds NaN or infinity"):
         calibrate(model, plan(model), {}, feed)
+
+
+def outliers() -> nn.Module:
+    """An MLP whose blocks see one channel that is far larger than the others."""
+    torch.manual_seed(0)
+    model = models.mlp()
+    with torch.no_grad():
+        model.stem.weight[5] *= 40
+    return model
+
+
+@pytest.mark.parametrize("method", ["percentile", "mse", "entropy"])
+def test_methods_that_clip_give_no_larger_scale_that_float16_holds(method: str) -> None:
+    model = outliers()
+    rows = plan(model)
+    found = calibration(model, rows, {}, feed, Quantization(calibration=method))  # type: ignore[arg-type]
+    largest = calibrate(model, rows, {}, feed)
+    assert set(found.methods.values()) == {method}
+    assert found.errors == {}
+    for layer, scale in found.scales.items():
+        assert largest[layer] / 17 < scale <= largest[layer]
+        assert scale == float(np.float16(scale))
+    # Of 1024 values one in 10,000 is none.
+    clipped = any(scale < largest[layer] for layer, scale in found.scales.items())
+    assert clipped == (method != "percentile")
+
+
+def test_by_default_the_scales_are_max_calibrations() -> None:
+    model = outliers()
+    rows = plan(model)
+    found = calibration(model, rows, {}, feed, Quantization())
+    assert found.scales == calibrate(model, rows, {}, feed)
+    assert found.methods == dict.fromkeys(found.scales, "max")
+    assert (found.errors, found.same_input) == ({}, {})
+
+
+def test_best_takes_each_layers_least_error(capsys: pytest.CaptureFixture[str]) -> None:
+    model = outliers()
+    rows = plan(model)
+    masks = sparsify.masks(model, rows)
+    found = calibration(model, rows, masks, feed, Quantization(calibration="best"))
+    for layer, errors in found.errors.items():
+        assert list(errors) == ["max", "percentile", "mse", "entropy"]
+        assert errors[found.methods[layer]] == min(errors.values())
+    assert len(set(found.methods.values())) > 1
+    counts = [list(found.methods.values()).count(each) for each in errors]
+    told = ", ".join(f"{n} {each}" for n, each in zip(counts, errors, strict=True))
+    assert f"calibration: best of 5 layers: {told}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "source"),
+    [(configs.VIT, "images"), (configs.BERT, "tokens"), (configs.RESNET, "images")],
+    ids=["vit", "bert", "resnet"],
+)
+def test_the_choice_and_its_errors_are_in_the_student(
+    config: dict[str, Any], source: str, tmp_path: Path
+) -> None:
+    quantization = {"calibration_samples": 32, "convolutions": True, "calibration": "best"}
+    student = distill(tiny(tmp_path, config, source, quantization=quantization), tmp_path / "out")
+    stored = student.results["calibration"]
+    planned = [row["layer"] for row in student.read_json("layers.json") if row["int8"]]
+    assert sorted(stored["methods"]) == sorted(stored["errors"]) == sorted(planned)
+    groups = [layer for layer in planned if layer.rpartition(".")[2] in ("q_proj", "query")]
+    for layer in groups:
+        for other in ("k_proj", "v_proj") if "q_proj" in layer else ("key", "value"):
+            twin = layer.replace("q_proj", other).replace("query", other)
+            assert stored["methods"][twin] == stored["methods"][layer]
+    assert bool(groups) == (config is not configs.RESNET)
+    alone = [layer for layer in planned if layer.endswith(("fc1", "fc2", "layer.1.convolution"))]
+    alone += [layer for layer in planned if layer.endswith("output.dense")]
+    assert len(alone) >= 2
+    for layer in alone:
+        errors = stored["errors"][layer]
+        assert errors[stored["methods"][layer]] == min(errors.values())

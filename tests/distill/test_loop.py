@@ -344,7 +344,7 @@ def test_a_long_curve_does_not_outgrow_the_checkpoints_header(
     training = run(tmp_path)
     optimizer = torch.optim.AdamW(training.model.parameters())
     curve = [{"step": float(i), "lr": 1e-3, "logits": 0.123456789} for i in range(2000)]
-    loop._save(training, optimizer, 2000, curve)
+    loop._save(training, loop._packed(training, optimizer, 2000, curve), 2000)
     raw = (tmp_path / loop.CHECKPOINT).read_bytes()
     assert int.from_bytes(raw[:8], "little") < 5000
     monkeypatch.setattr(loop.progress, "say", lambda _: None)

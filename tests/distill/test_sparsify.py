@@ -55,6 +55,48 @@ def test_a_convolution_is_sparse_along_its_input_channels() -> None:
     assert np.array_equal(sparse24.conv_as_matrix(mask), sparse24.mask(weight))
 
 
+@pytest.mark.parametrize("rows", [2, 8])
+def test_rows_share_a_pattern(rows: int) -> None:
+    torch.manual_seed(0)
+    model = models.mlp()
+    for layer, mask in sparsify.masks(model, plan(model), rows).items():
+        weight = model.get_submodule(layer).weight.detach().numpy()
+        assert np.array_equal(mask.numpy(), sparse24.mask(weight, rows)), layer
+    conv = nn.Conv2d(32, 16, 3, groups=2)
+    mask = sparsify.masks(nn.Sequential(conv), [row("0", conv)], rows)["0"].numpy()
+    weight = sparse24.conv_as_matrix(conv.weight.detach().numpy())
+    assert mask.shape == conv.weight.shape
+    assert np.array_equal(sparse24.conv_as_matrix(mask), sparse24.mask(weight, rows))
+
+
+def test_rows_that_cannot_share_a_pattern() -> None:
+    model, conv = models.mlp(), nn.Conv2d(32, 16, 1, groups=2)
+    with pytest.raises(ContractError) as caught:
+        sparsify.masks(model, plan(model), 5)
+    assert "stem: n is 32, expected a multiple of pattern_rows, 5: exclude the layer" in str(
+        caught.value
+    )
+    with pytest.raises(ContractError, match="0: n is 8, expected a multiple of pattern_rows, 16"):
+        sparsify.masks(nn.Sequential(conv), [row("0", conv)], 16)  # each group is a matrix
+
+
+def test_a_mask_whose_rows_do_not_share_as_asked_is_refused() -> None:
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 1]]).bool()
+    sparsify.prove("fc", mask, 1)
+    with pytest.raises(ContractError) as caught:
+        sparsify.prove("fc", mask, 2)
+    assert "in the mask of fc, 1 of 2 runs of 2 rows have more than one pattern" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize("shape", [(8, 16), (8, 16, 3, 3), (8, 16, 3, 1)])
+def test_a_matrix_becomes_the_weight_it_was(shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape)
+    matrix = torch.from_numpy(sparsify.as_matrix(weight))
+    assert torch.equal(sparsify.from_matrix(matrix, shape), weight)
+
+
 def test_nothing_planned_costs_nothing() -> None:
     assert sparsify.masks(models.mlp(), []) == {}
 

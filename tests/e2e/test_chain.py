@@ -28,7 +28,7 @@ def test_the_chain_makes_every_artifact_and_a_page(chain: tuple[Path, Path, str]
     kinds = Counter(artifact.load(out / name).kind for name in _identities(out))
     assert kinds == {
         "Teacher": 1, "Student": 2, "Samples": 3, "OnnxModel": 3,
-        "Engine": 3 + 3, "Bundle": 2, "AccuracyReport": 3 + 3,
+        "ExportChoice": 1, "Engine": 3 + 3, "Bundle": 2, "AccuracyReport": 3 + 3,
     }  # fmt: skip
     assert (out / "report.html").stat().st_size < 2_000_000
     for stage in ("teacher", "distill sparse", "export sparse", "build for cpu", "report"):

@@ -91,7 +91,7 @@ def test_attention_of_relu_scores_is_counted_and_refused_as_nothing_fuses_it(
     with pytest.raises(ContractError) as caught:
         build(model, A100, tmp_path / "out")
     assert "0 fused attention kernels, expected 1, and left unfused: batched g" in str(caught.value)
-    assert "Fusing needs one Softmax and fp16" in str(caught.value)
+    assert "Fusing needs one Softmax, fp16" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -190,18 +190,21 @@ def test_a_baseline_that_does_not_fit_is_refused_before_a_measurement(
     assert "latency.json was altered: 2 bytes, expected" in refused(old)
 
 
-def numbers_alone(directory: Path) -> Path:
+@pytest.fixture
+def numbers_alone(engines: dict[str, Artifact], out: Path, tmp_path: Path, measured: Bench) -> Path:
+    """The baseline of the dense engine, which is measured as it was then, without that engine."""
+    old = engines["dense"]
+    measured({old.id: (1e6, 0.003)})
+    directory = accepted(old, out, tmp_path / "b")
     (engine,) = directory.glob("engine-*")
     shutil.rmtree(engine)
     return directory
 
 
 def test_numbers_alone_are_compared_on_a_locked_machine_only(
-    engines: dict[str, Artifact], out: Path, tmp_path: Path, measured: Bench
+    engines: dict[str, Artifact], out: Path, numbers_alone: Path, measured: Bench
 ) -> None:
     old = engines["dense"]
-    measured({old.id: (1e6, 0.003)})
-    directory = numbers_alone(accepted(old, out, tmp_path / "b"))
 
     def judged(**state: Any) -> Artifact:
         return gate.gate(
@@ -209,7 +212,7 @@ def test_numbers_alone_are_compared_on_a_locked_machine_only(
             out,
             budgets=Gate(minimum_effect=0.05, minimum_effect_points=50.0),
             scenario=FEW,
-            baseline=directory,
+            baseline=numbers_alone,
             **state,
         )
 
@@ -232,23 +235,19 @@ def test_numbers_alone_are_compared_on_a_locked_machine_only(
 
 
 def test_numbers_alone_are_not_compared_with_those_of_other_samples(
-    engines: dict[str, Artifact], out: Path, tmp_path: Path, measured: Bench
+    engines: dict[str, Artifact], out: Path, numbers_alone: Path
 ) -> None:
     old = engines["dense"]
-    measured({old.id: (1e6, 0.003)})
-    directory = numbers_alone(accepted(old, out, tmp_path / "b"))
     other = artifact.parent(engines["sparse"], "samples", kinds.SAMPLES)
     with pytest.raises(ConfigError, match="labels of these 20 samples are not those of the basel"):
-        gate.gate(old, out, budgets=ROOMY, scenario=FEW, baseline=directory, samples=other)
+        gate.gate(old, out, budgets=ROOMY, scenario=FEW, baseline=numbers_alone, samples=other)
 
 
 def test_accuracy_by_numbers_alone_is_not_paired(
-    engines: dict[str, Artifact], out: Path, tmp_path: Path, measured: Bench
+    engines: dict[str, Artifact], out: Path, numbers_alone: Path
 ) -> None:
     old = engines["dense"]
-    measured({old.id: (1e6, 0.003)})
-    directory = numbers_alone(accepted(old, out, tmp_path / "b"))
-    made = gate.gate(old, out, budgets=Gate(), scenario=FEW, baseline=directory)
+    made = gate.gate(old, out, budgets=Gate(), scenario=FEW, baseline=numbers_alone)
     (check,) = [c for c in made.results["checks"] if c["name"] == "accuracy_to_baseline"]
     low, high = evaluate.wilson(20, 20)
     assert check["interval"] == pytest.approx([-100 * (high - low), 100 * (high - low)])

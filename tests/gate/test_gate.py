@@ -114,6 +114,23 @@ def test_a_size_needs_no_measurement(engines: dict[str, Artifact], out: Path) ->
     assert not list(out.glob("latency-*"))
 
 
+def test_a_size_counts_the_weights_that_lie_beside_the_graph(out: Path) -> None:
+    def holding(**files: int) -> Artifact:
+        def write(work: artifact.Work) -> dict[str, Any]:
+            for name in kinds.ENGINE.files:
+                (work.scratch / name).write_text("{}")
+            for name, size in files.items():
+                (work.scratch / name.replace("_", ".")).write_bytes(b"0" * size)
+            return {}
+
+        return artifact.make(out, Question(kinds.ENGINE, dict(files)), write)
+
+    assert gate.size(holding(model_plan=10)) == ("model.plan", 10)
+    assert gate.size(holding(model_onnx=20)) == ("model.onnx", 20)
+    both = holding(model_onnx=20, ort_onnx_data=300)
+    assert gate.size(both) == ("model.onnx with ort.onnx.data", 320)
+
+
 def test_an_accuracy_budget_needs_no_latency(engines: dict[str, Artifact], out: Path) -> None:
     made = gate.gate(engines["dense"], out, budgets=Gate(accuracy_drop_points=50.0), scenario=FEW)
     assert verdict_of(made) == ("pass", {"accuracy_to_teacher": "pass"})

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 
+from edgekd import kinds
+from edgekd.artifact import Artifact
 from edgekd.report.collection import Collection
 from edgekd.report.curve import means, plots
 from edgekd.report.plot import SMALL
 
-from .conftest import Maker
+from .conftest import IO, Maker
 
 
 def test_arms_share_a_figure_for_each_term_in_their_own_looks(maker: Maker) -> None:
@@ -53,3 +56,31 @@ def test_a_long_curve_is_the_mean_of_runs_of_steps(maker: Maker) -> None:
 
 def test_means_are_of_the_steps_that_are_there() -> None:
     assert means([(0, 1.0), (1, 3.0), (5, 8.0)], 2) == [(0.5, 2.0), (5.0, 8.0)]
+
+
+def two_stages(maker: Maker) -> Artifact:
+    rows = [
+        {"step": s, "stage": stage, "lr": 0.1, "logits": loss, "agreement": 0.5, "blocks.net.0": 9}
+        for stage, loss in (("float", 0.5), ("quantized", 0.02))
+        for s in range(2)
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    config = {"name": "tiny", "arm": "sparse", "seed": 0, "sparsity": {}}
+    files = {"io.json": IO, "layers.json": [], "losses.jsonl": lines}
+    return maker.make(kinds.STUDENT, config, files, {}, {"teacher": maker.teacher()})
+
+
+def test_each_stage_has_its_own_figure_and_only_terms_are_drawn(maker: Maker) -> None:
+    found = plots(Collection([two_stages(maker)]))
+    assert [plot.title for plot in found] == [
+        "Student, float stage, logits loss",
+        "Student, quantized stage, logits loss",
+    ]
+    assert [plot.rows[0] for plot in found] == [("0", "0.500"), ("0", "0.0200")]
+
+
+def test_a_student_of_one_stage_stands_beside_them(maker: Maker) -> None:
+    dense = maker.student(maker.teacher(), "dense")
+    titles = [plot.title for plot in plots(Collection([dense, two_stages(maker)]))]
+    assert "Student, logits loss" in titles
+    assert "Student, quantized stage, logits loss" in titles

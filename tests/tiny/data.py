@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgekd.data import IO, ArraySplit, Data, Tensor
@@ -48,3 +50,28 @@ def tokens() -> Data:
         {"input_ids": ids * mask, "attention_mask": mask},
         ids[:, 0] % CLASSES,
     )
+
+
+def unlabelled() -> Data:
+    """The vectors, and nothing that says what they are: no class names, labels of 0."""
+    found = vectors()
+
+    def bare(split: Any) -> ArraySplit:
+        return ArraySplit(split.inputs, np.zeros(len(split), np.int64))
+
+    io = found.io.model_copy(update={"labels": []})
+    return Data(train=bare(found.train), evaluation=bare(found.evaluation), io=io)
+
+
+def mislabelled() -> Data:
+    """The vectors, of which every training label is wrong."""
+    found = vectors()
+    wrong = ArraySplit(found.train.inputs, (found.train.labels + 1) % CLASSES)
+    return Data(train=wrong, evaluation=found.evaluation, io=found.io)
+
+
+def named() -> Data:
+    """The images under names, of which a network may know more and in another order."""
+    found = images()
+    io = found.io.model_copy(update={"labels": ["ox", "cat", "owl", "bat"]})
+    return Data(train=found.train, evaluation=found.evaluation, io=io)

@@ -9,7 +9,8 @@ Background is a class here, so that one softmax gives the distribution that dist
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +87,9 @@ def scenes() -> data.Data:
             ("centerness", 1, "values"),
         )
     ]
-    return splits({"pixel_values": images}, labels, outputs)
+    made = splits({"pixel_values": images}, labels, outputs)
+    after = {"postprocess": "python:zoo.detector:suppressed"}
+    return replace(made, io=made.io.model_copy(update=after))
 
 
 def loss(outputs: dict[str, Tensor], labels: Tensor) -> Tensor:
@@ -151,6 +154,12 @@ def detections(
             found.append(Detection(label, float(scores[best, label]), box))
             order = [i for i in order if _overlap(boxes[best], boxes[i]) <= overlap]
     return sorted(found, key=lambda each: -each.score)
+
+
+def suppressed(outputs: dict[str, np.ndarray]) -> list[list[dict[str, Any]]]:
+    """``io.postprocess``: the detections of every row."""
+    rows = range(len(outputs["classes"]))
+    return [[asdict(each) for each in detections(outputs, row)] for row in rows]
 
 
 def _centers() -> np.ndarray:

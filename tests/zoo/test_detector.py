@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from edgekd import data
+from edgekd import artifact, data, kinds
 from edgekd.data import Arrays
 from edgekd.evaluate import evaluate
+from edgekd.infer import infer
 
 from .conftest import OPT_IN, Chain, Made
-from .detector import OBJECTS, detections, score
+from .detector import OBJECTS, SIZE, detections, score
 from .promises import Promises
 
 
@@ -65,6 +67,41 @@ class TestDetector(Promises):
             assert np.allclose(ours[0].box, theirs[0].box, atol=0.5)
         positions = teacher["classes"].shape[1]
         assert all(len(detections(graph, row)) < positions * OBJECTS / 4 for row in range(8))
+
+    def test_every_head_is_the_output_layer_of_its_output(self, chain: Chain, name: str) -> None:
+        rows = {row["layer"]: row for row in chain(name).layers}
+        found = {n: r["int8_reason"] for n, r in rows.items() if "output layer" in r["int8_reason"]}
+        assert {layer: reason.partition(":")[0] for layer, reason in found.items()} == {
+            "classes": "output layer of classes",
+            "sides": "output layer of distances",
+            "center": "output layer of centerness",
+        }
+
+    def test_the_suppression_is_named_in_all_that_is_made(self, chain: Chain, name: str) -> None:
+        made = chain(name)
+        out = made.model.path.parent
+        found = [artifact.load(path) for path in sorted(out.glob("*-*")) if path.is_dir()]
+        with_io = [e for e in found if any(f.endswith("io.json") for f in e.manifest.files)]
+        assert {each.kind for each in with_io} >= {"Teacher", "Student", "OnnxModel", "Bundle"}
+        for each in with_io:
+            for file in each.manifest.files:
+                if file.endswith("io.json"):
+                    assert each.read_json(file)["postprocess"] == "python:zoo.detector:suppressed"
+
+    def test_infer_gives_what_is_left_after_it(
+        self, chain: Chain, name: str, tmp_path: Path
+    ) -> None:
+        made = chain(name)
+        samples = artifact.parent(made.model, "samples", kinds.SAMPLES)
+        with np.load(samples.file("samples.npz")) as arrays:
+            np.savez(tmp_path / "in.npz", **data.inputs_of(arrays))
+        _, _, graph = _answers(made)
+        for row, found in enumerate(infer(made.model, [str(tmp_path / "in.npz")])):
+            wanted = detections(graph, row)
+            assert [(d["label"], round(d["score"], 3)) for d in found["answer"]] == [
+                (d.label, round(d.score, 3)) for d in wanted
+            ]
+            assert all(-SIZE < side < 2 * SIZE for d in found["answer"] for side in d["box"])
 
     def test_the_users_metric_judges_the_graph(self, chain: Chain, name: str) -> None:
         made = chain(name)

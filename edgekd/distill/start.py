@@ -1,0 +1,114 @@
+"""A Student that another one goes on from: its weights, and its 2:4 masks where it stays 2:4.
+
+`student.start` names the artifact, `sparsity.release` the layers that become dense: their masks are
+dropped, the pruned weights begin at 0 and grow as training wants them. Every other mask is taken
+exactly as it is; none is chosen again, so `sparsity.method` and `sparsity.permute` did their work
+when the first Student was made. Network and plan must be that Student's own, but for what is
+released: masks of another layer's weights would be 2:4 and mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from edgekd import artifact, kinds
+from edgekd.artifact import Artifact
+from edgekd.distill import sparsify
+from edgekd.eligible import RELEASED, LayerPlan
+from edgekd.errors import ConfigError
+from edgekd.recipe import Recipe
+
+
+def opened(recipe: Recipe) -> Artifact | None:
+    """The Student that a recipe's student starts from, None where it names none.
+
+    Raises:
+        ArtifactError: There is none, it is altered, or of another kind.
+    """
+    named = recipe.student.start
+    return None if named is None else artifact.load(recipe.base / named, kinds.STUDENT)
+
+
+def parents(recipe: Recipe) -> dict[str, Artifact]:
+    """What it adds to a Student's parents."""
+    found = opened(recipe)
+    return {} if found is None else {"start": found}
+
+
+def description(recipe: Recipe, wanted: Mapping[str, Any], found: Artifact) -> dict[str, Any]:
+    """What the starting Student is built from: the recipe's network, with batch norms folded in.
+
+    Args:
+        recipe: Named in messages.
+        wanted: What `models.describe` says of the recipe's student.
+        found: The starting Student.
+
+    Raises:
+        ConfigError: It is another network.
+    """
+    own: dict[str, Any] = found.read_json("model.json")
+    # A configuration is the network; where there is none, the name of what builds it is.
+    one, two = (each["config"] or each["spec"] for each in (own, wanted))
+    if one != two:
+        differ = f"found {own['spec']!r}, expected {wanted['spec']!r}"
+        if isinstance(one, dict) and isinstance(two, dict):
+            key = next(key for key in sorted({*one, *two}) if one.get(key) != two.get(key))
+            differ = f"found {key} = {one.get(key)!r}, expected {two.get(key)!r}"
+        raise _another(recipe, f"its network is not this student's: {differ}")
+    return own
+
+
+def masks(recipe: Recipe, rows: Sequence[LayerPlan], found: Artifact) -> dict[str, Tensor]:
+    """The starting Student's masks of every layer that is planned for 2:4.
+
+    Args:
+        recipe: Its sparsity section says what is released.
+        rows: The layer plan.
+        found: The starting Student.
+
+    Returns:
+        {layer: bool[weight shape]}.
+
+    Raises:
+        ConfigError: Its plan is another one.
+        ContractError: A mask is not 2:4, or not shared by as many rows as the recipe asks.
+    """
+    theirs = {row["layer"]: row for row in found.read_json("layers.json")}
+    ours = {row.layer: row for row in rows}
+    for layer in [*ours, *(name for name in theirs if name not in ours)]:
+        mine = ours.get(layer)
+        have, want = _told(theirs.get(layer)), _told(None if mine is None else mine.as_json())
+        if have == want or (mine is not None and _released(mine, theirs.get(layer))):
+            continue
+        reason = f" ({mine.sparse_reason})" if mine is not None and mine.sparse_reason else ""
+        raise _another(recipe, f"{layer} is {have} in it, expected {want}{reason}")
+    stored = load_file(found.file("quantizers.safetensors"))
+    kept = {row.layer: stored[f"{row.layer}.mask"].bool() for row in rows if row.sparse}
+    for layer, mask in kept.items():
+        sparsify.prove(layer, mask, recipe.sparsity.pattern_rows)
+    return kept
+
+
+def _told(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "absent"
+    forms = f"{'INT8' if row['int8'] else 'float'}, {'2:4' if row['sparse'] else 'dense'}"
+    return f"{row['type']} n={row['n']} k={row['k']} {forms}"
+
+
+def _released(ours: LayerPlan, theirs: Mapping[str, Any] | None) -> bool:
+    """Whether a layer differs in nothing but that it is 2:4 no more."""
+    was = theirs is not None and _told({**theirs, "sparse": False}) == _told(ours.as_json())
+    return was and ours.sparse_reason.endswith(RELEASED)
+
+
+def _another(recipe: Recipe, what: str) -> ConfigError:
+    return ConfigError(
+        f"recipe {recipe.name}: student.start {recipe.student.start!r} is a checkpoint of another "
+        f"recipe: {what}: name a Student of this network, plan and arm, list what becomes dense in "
+        "sparsity.release, or remove student.start"
+    )

@@ -1,0 +1,71 @@
+"""The table of methods: every row is a recipe, and a method that does nothing ends the run."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from edgekd.errors import ConfigError
+
+FILE = Path(__file__).parents[2] / "bench" / "methods" / "run.py"
+
+
+@pytest.fixture
+def methods(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    spec = importlib.util.spec_from_file_location("bench_methods", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "bench_methods", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_row_is_a_recipe_and_has_its_own_name(methods: ModuleType) -> None:
+    methods.check(list(methods.GROUPS))
+    for group, rows in methods.GROUPS.items():
+        assert len(rows) >= 2
+        assert len({row.name for row in rows}) == len(rows), group
+
+
+def test_a_key_that_there_is_not_ends_it(methods: ModuleType) -> None:
+    methods.GROUPS["new"] = [methods.Row("a"), methods.Row("b", {"sparsity": {"metod": "x"}})]
+    with pytest.raises(ConfigError, match=r"new: b: unknown key sparsity.metod"):
+        methods.check(["new"])
+
+
+def runs(*hashes: str, kl: float = 0.5) -> list[dict[str, Any]]:
+    return [
+        {
+            "group": "new", "row": row, "seed": seed, "kl": kl * (1 + index), "agreement": 1.0,
+            "accuracy": 0.5, "teacher_accuracy": 0.5, "seconds": 1.0, "sha256": [sha256],
+        }
+        for index, (row, sha256) in enumerate(zip("ab", hashes, strict=True))
+        for seed in (1, 0)
+    ]  # fmt: skip
+
+
+def test_a_method_that_nothing_reads_ends_it(methods: ModuleType) -> None:
+    methods.GROUPS["new"] = [methods.Row("a"), methods.Row("b")]
+    with pytest.raises(SystemExit, match=r"new: b: .* 'a' to the byte in 2 of 2 seeds"):
+        methods.table(["new"], runs("1", "1"))
+    methods.GROUPS["new"][1] = methods.Row("b", may_equal="it chooses")
+    assert len(methods.table(["new"], runs("1", "1"))) == 2
+
+
+def test_rows_are_held_to_the_first_seed_by_seed(methods: ModuleType) -> None:
+    methods.GROUPS["new"] = [methods.Row("a"), methods.Row("b")]
+    first, second = methods.table(["new"], runs("1", "2"))
+    assert first["kl_over_first_row"] == [1.0, 1.0]
+    assert second["kl_over_first_row"] == [2.0, 2.0]
+    assert (first["kl_moves_one_way_in_every_seed"], second["kl_moves_one_way_in_every_seed"]) == (
+        False,
+        True,
+    )
+    assert second["kl"] == {"mean": 1.0, "spread": 0.0, "seeds": [1.0, 1.0]}

@@ -1,0 +1,158 @@
+"""A Student that goes on from another: masks kept, layers released, other recipes refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import configs
+from tiny.recipes import stored, tiny
+
+from edgekd.artifact import Artifact
+from edgekd.distill.student import distill
+from edgekd.errors import ArtifactError, ConfigError, ContractError
+from edgekd.recipe import Recipe
+
+RELEASED = ["blocks.0.*"]
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    base = tmp_path_factory.mktemp("first")
+    return distill(tiny(base), base / "out")
+
+
+def going_on(first: Artifact, base: Path, **changes: Any) -> Recipe:
+    start = {"start": str(first.path)}
+    return tiny(base, **{"student": start, "distill": {"steps": 3, "batch_size": 16}, **changes})
+
+
+def test_masks_are_kept_and_released_layers_grow_back(first: Artifact, tmp_path: Path) -> None:
+    student = distill(going_on(first, tmp_path, sparsity={"release": RELEASED}), tmp_path / "out")
+    assert student.manifest.parents["start"] == first.id
+    before, after = stored(first, "quantizers"), stored(student, "quantizers")
+    masks = sorted(name for name in after if name.endswith(".mask"))
+    assert masks == ["blocks.1.fc1.mask", "blocks.1.fc2.mask", "stem.mask"]
+    assert all(torch.equal(before[name], after[name]) for name in masks)
+    weights = stored(student, "model")
+    for layer in ("blocks.0.fc1", "blocks.0.fc2"):
+        pruned = ~before[f"{layer}.mask"]
+        assert (stored(first, "model")[f"{layer}.weight"][pruned] == 0).all()
+        assert (weights[f"{layer}.weight"][pruned] != 0).float().mean() > 0.9
+    for name in masks:
+        weight = weights[f"{name.removesuffix('.mask')}.weight"]
+        assert (weight[~after[name]] == 0).all()
+    rows = {row["layer"]: row for row in student.read_json("layers.json")}
+    assert not rows["blocks.0.fc1"]["sparse"]
+    assert rows["blocks.0.fc1"]["sparse_reason"] == "released to dense (sparsity.release)"
+    assert rows["blocks.0.fc1"]["int8"]
+    assert rows["blocks.1.fc1"]["sparse"]
+
+
+def test_it_starts_from_the_students_weights(first: Artifact, tmp_path: Path) -> None:
+    same = {"steps": 0, "batch_size": 16}
+    student = distill(going_on(first, tmp_path, distill=same), tmp_path / "out")
+    for name, tensor in stored(first, "model").items():
+        assert torch.equal(stored(student, "model")[name], tensor), name
+
+
+def test_masks_are_not_chosen_again(first: Artifact, tmp_path: Path) -> None:
+    again = {"method": "sparsegpt", "permute": True}
+    student = distill(going_on(first, tmp_path, sparsity=again), tmp_path / "out")
+    before, after = stored(first, "quantizers"), stored(student, "quantizers")
+    assert all(torch.equal(before[x], after[x]) for x in before if x.endswith(".mask"))
+    assert "permutation" not in student.results
+
+
+def test_a_student_with_folded_batch_norms(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "model": configs.RESNET,
+        "data": "images",
+        "distill": {"steps": 1, "batch_size": 8, "losses": {"blocks": 0.0}},
+    }
+    one = distill(tiny(tmp_path, **settings), tmp_path / "out")
+    assert one.results["batchnorm_folded"] > 0
+    two = distill(tiny(tmp_path, student={"start": str(one.path)}, **settings), tmp_path / "out")
+    assert two.read_json("model.json") == one.read_json("model.json")
+    before, after = stored(one, "quantizers"), stored(two, "quantizers")
+    masks = [name for name in before if name.endswith(".mask")]
+    assert masks
+    assert all(torch.equal(before[name], after[name]) for name in masks)
+
+
+def refused(recipe: Recipe, base: Path, error: type[Exception] = ConfigError) -> str:
+    with pytest.raises(error) as caught:
+        distill(recipe, base / "out")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"sparsity": {"exclude": ["stem"]}},
+            "stem is Linear n=32 k=32 INT8, 2:4 in it, expected Linear n=32 k=32 INT8, dense "
+            "(in sparsity.exclude)",
+        ),
+        (
+            {"quantization": {"exclude": ["stem"], "calibration_samples": 32}},
+            "stem is Linear n=32 k=32 INT8, 2:4 in it, expected Linear n=32 k=32 float, 2:4",
+        ),
+        (
+            {"model": "wide"},
+            "its network is not this student's: found 'python:tiny.models:mlp', expected "
+            "'python:tiny.models:wide'",
+        ),
+        (
+            {"model": configs.VIT, "data": "images"},
+            "its network is not this student's: found 'python:tiny.models:mlp', expected "
+            "'hf:config.json'",
+        ),
+    ],
+)
+def test_a_student_of_another_recipe(
+    changes: dict[str, Any], said: str, first: Artifact, tmp_path: Path
+) -> None:
+    found = refused(going_on(first, tmp_path, **changes), tmp_path)
+    assert f"student.start '{first.path}' is a checkpoint of another recipe: " in found
+    assert said in found
+    assert "name a Student of this network, plan and arm, list what becomes dense in" in found
+
+
+def test_another_configuration_is_told_by_the_key_that_differs(tmp_path: Path) -> None:
+    none = {"steps": 0, "losses": {"blocks": 0.0}}
+    one = distill(tiny(tmp_path, configs.VIT, "images", distill=none), tmp_path / "out")
+    other = {**configs.VIT, "num_attention_heads": 4}
+    recipe = tiny(tmp_path, other, "images", distill=none, student={"start": str(one.path)})
+    found = refused(recipe, tmp_path)
+    assert "network is not this student's: found num_attention_heads = 2, expected 4" in found
+
+
+def test_the_dense_arm_does_not_go_on_from_a_sparse_student(
+    first: Artifact, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        distill(going_on(first, tmp_path), tmp_path / "out", "dense")
+    assert "expected Linear n=32 k=32 INT8, dense (2:4 is off in this arm)" in str(caught.value)
+
+
+def test_masks_that_rows_do_not_share(first: Artifact, tmp_path: Path) -> None:
+    shared = {"pattern_rows": 4}
+    found = refused(going_on(first, tmp_path, sparsity=shared), tmp_path, ContractError)
+    assert "in the mask of stem, 8 of 8 runs of 4 rows have more than one pattern" in found
+    assert "expected one (sparsity.pattern_rows)" in found
+
+
+def test_what_is_no_student(first: Artifact, tmp_path: Path) -> None:
+    recipe = going_on(first, tmp_path, student={"start": "nowhere"})
+    assert "nowhere" in refused(recipe, tmp_path, ArtifactError)
+    (teacher,) = first.path.parent.glob("teacher-*")
+    recipe = going_on(first, tmp_path, student={"start": str(teacher)})
+    assert "is of kind Teacher, expected Student" in refused(recipe, tmp_path, ArtifactError)
+
+
+def test_a_pattern_that_releases_nothing(first: Artifact, tmp_path: Path) -> None:
+    recipe = going_on(first, tmp_path, sparsity={"release": ["blocks.7.*"]})
+    assert "sparsity.release: 'blocks.7.*' matches no Linear or Conv2d" in refused(recipe, tmp_path)
