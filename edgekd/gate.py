@@ -24,7 +24,6 @@ from edgekd.bench import stats
 from edgekd.bench.bench import bench, common_target, protocol
 from edgekd.bench.scenario import Scenario
 from edgekd.data import IO, inputs_of
-from edgekd.engine.build import EXTERNAL
 from edgekd.errors import ConfigError
 from edgekd.judge import (
     Check,
@@ -280,7 +279,7 @@ def size(engine: Artifact) -> tuple[str, int]:
         engine: The engine.
     """
     files = engine.manifest.files
-    opened = [name for name in ("model.plan", "model.onnx", EXTERNAL) if name in files]
+    opened = [name for name in ("model.plan", "model.onnx", kinds.EXTERNAL) if name in files]
     return " with ".join(opened), sum(files[name].bytes for name in opened)
 
 

@@ -37,6 +37,7 @@ SAMPLES = Kind("Samples", "samples", 2, ("samples.npz", "io.json"))
 ONNX_MODEL = Kind(
     "OnnxModel", "onnx-model", 3, ("trt.onnx", "ort.onnx", "io.json", "layers.json", "outputs.npz")
 )
+EXTERNAL = "ort.onnx.data"  # beside ort.onnx: weights of a graph too large for one file
 EXPORT_CHOICE = Kind("ExportChoice", "export-choice", 1, ("choice.json",))
 ENGINE = Kind("Engine", "engine", 2, ("io.json", "layers.json"))
 BUNDLE = Kind("Bundle", "bundle", 2, ("bundle.json", "target.json", "COMMANDS.md"))

@@ -26,7 +26,7 @@ class TestLoad:
             (b"", "the file is empty, expected an ONNX model: export it again"),
             (
                 b"garbage" * 99,
-                r"its 693 bytes are not a valid ONNX model, cut short or of .*copy it",
+                r"its 693 bytes are not a valid ONNX model: cut short, of .*copy it",
             ),
             (b"\x08\x0a", r"its 2 bytes are not a valid ONNX model"),
         ],

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -111,7 +110,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
         found |= _evidence(engine)
     except EdgekdError as error:
         found["refused"] = str(error).replace(str(folder), "<out>")
-    found["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found["peak_rss_bytes"] = results.peak_bytes()
     return found
 
 

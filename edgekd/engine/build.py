@@ -37,7 +37,6 @@ SOURCES = ("edgekd.engine", "edgekd.qdq", "edgekd.quant", "edgekd.sparse24", "ed
            "edgekd.io_json")  # fmt: skip
 # What tensorrt-rtx 1.7 can build for; a test holds this against the module itself.
 RTX_COMPUTE_CAPABILITIES = ([7, 5], [8, 0], [8, 6], [8, 9], [12, 0], [12, 1])
-EXTERNAL = "ort.onnx.data"  # weights of a graph too large for one file
 EVIDENCE = (
     "evidence, not the target's engine: TensorRT-RTX parsed the graph, {shown}; it proves neither "
     "TensorRT's choices nor sparse kernels, and is never run"
@@ -207,8 +206,8 @@ def _build_ort(model: Artifact, target: Target, out: Path) -> Artifact:
     def write(work: Work) -> dict[str, Any]:
         ort.Session(model.file("ort.onnx"), options)
         shutil.copyfile(model.file("ort.onnx"), work.scratch / "model.onnx")
-        if EXTERNAL in model.manifest.files:  # the graph names this file
-            shutil.copyfile(model.file(EXTERNAL), work.scratch / EXTERNAL)
+        if kinds.EXTERNAL in model.manifest.files:  # the graph names this file
+            shutil.copyfile(model.file(kinds.EXTERNAL), work.scratch / kinds.EXTERNAL)
         _write_json(work.scratch / "session.json", options)
         return _common(work, model, "onnxruntime", [], [], planned=0)
 

@@ -62,6 +62,7 @@ def test_the_stages_are_found() -> None:
         "edgekd.distill.student",
         "edgekd.export.model",
         "edgekd.engine.build",
+        "edgekd.choice",
         "edgekd.evaluate",
         "edgekd.bench.bench",
         "edgekd.gate",

@@ -99,7 +99,8 @@ def test_a_library_that_pip_installed_is_tried_last(
     library = tmp_path / "nvidia" / "cuda_runtime" / "lib" / "libcudart.so.12"
     library.parent.mkdir(parents=True)
     library.touch()
-    monkeypatch.syspath_prepend(tmp_path)
+    # Alone: another package of theirs that is installed here would hide this one.
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
     candidates = list(cuda._candidates())
     assert candidates[0] == "libcudart.so"
     assert str(library) in candidates[3:]

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny import configs
 from tiny.recipes import tiny
 
+from edgekd import choice as choices
 from edgekd import recipe, run, target
 from edgekd.artifact import Artifact
 from edgekd.distill.student import distill
@@ -48,11 +49,11 @@ def fails(*ways: tuple[str, str]) -> Any:
 
 def test_the_first_way_that_is_proven_is_kept_and_no_other_is_tried(student: Artifact) -> None:
     out = student.path.parent
-    choice = run.choose(student, Export(), A100, out)
+    choice = choices.choose(student, Export(), A100, out)
     assert choice.kind == "ExportChoice"
     assert choice.manifest.parents == {"source": student.id}
     kept = choice.results
-    graph = run._export(student, run._way(Export(), kept["exporter"], kept["weights"]), out)
+    graph = choices._export(student, choices.way(Export(), kept["exporter"], kept["weights"]), out)
     assert (kept["exporter"], kept["weights"], kept["model"]) == ("torchscript", "int8", graph.id)
     assert kept["tried"] == [
         {
@@ -79,7 +80,7 @@ def test_what_is_not_proven_is_said_and_kept_and_a_cached_choice_asks_no_builder
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(build, "evidence", fails(("torchscript", "int8")))
-    choice = run.choose(student, Export(), A100, tmp_path / "out")
+    choice = choices.choose(student, Export(), A100, tmp_path / "out")
     first, second = choice.results["tried"]
     assert (first["weights"], second["weights"]) == ("int8", "float")
     said = "1 of 12 planned linears are not an INT8 gemm (whole layer table: "
@@ -91,32 +92,32 @@ def test_what_is_not_proven_is_said_and_kept_and_a_cached_choice_asks_no_builder
         f"export: torchscript with int8 weights is not kept: {said}{tmp_path}/out/.work/"
         in capsys.readouterr().err
     )
-    monkeypatch.setattr(build, "evidence", fails(*run.WAYS))
-    again = run.choose(student, Export(), A100, tmp_path / "out")
+    monkeypatch.setattr(build, "evidence", fails(*choices.WAYS))
+    again = choices.choose(student, Export(), A100, tmp_path / "out")
     assert (again.id, capsys.readouterr().err) == (choice.id, "")
 
 
 def test_an_export_that_fails_is_told_without_a_graph(
     student: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = run._export
+    real = choices._export
 
     def export(source: Artifact, settings: Export, out: Path) -> Artifact:
         if settings.exporter == "torchscript":
             raise ToolchainError("export: cannot be traced")
         return real(source, settings, out)
 
-    monkeypatch.setattr(run, "_export", export)
-    (row, _) = run.choose(student, Export(weights="float"), A100, tmp_path).results["tried"]
+    monkeypatch.setattr(choices, "_export", export)
+    (row, _) = choices.choose(student, Export(weights="float"), A100, tmp_path).results["tried"]
     assert (row["model"], row["graph_bytes"], row["counted"]) == ("", None, None)
     assert row["refused"] == "export: cannot be traced"
 
 
 def test_no_way_at_all_is_one_sentence(student: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "evidence", fails(*run.WAYS))
+    monkeypatch.setattr(build, "evidence", fails(*choices.WAYS))
     settings = Export(exporter="torchscript")
     with pytest.raises(ContractError) as caught:
-        run.choose(student, settings, A100, student.path.parent)
+        choices.choose(student, settings, A100, student.path.parent)
     assert "none of 2 ways gives an engine that is INT8 and fused as planned" in str(caught.value)
     assert "torchscript with int8: 1 of 12 planned" in str(caught.value)
 
@@ -124,27 +125,27 @@ def test_no_way_at_all_is_one_sentence(student: Artifact, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("asked", "left"),
     [
-        ({}, list(run.WAYS)),
+        ({}, list(choices.WAYS)),
         ({"exporter": "dynamo"}, [("dynamo", "int8"), ("dynamo", "float")]),
         ({"weights": "float"}, [("torchscript", "float"), ("dynamo", "float")]),
         ({"exporter": "dynamo", "weights": "int8"}, [("dynamo", "int8")]),
     ],
 )
 def test_a_recipe_leaves_fewer_ways(asked: dict[str, Any], left: list[tuple[str, str]]) -> None:
-    assert run._ways(Export(**asked)) == left
+    assert choices._ways(Export(**asked)) == left
 
 
 def test_who_judges(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked = recipe.load("digits-vit")
     fixed = asked.model_copy(update={"export": Export(exporter="dynamo", weights="float")})
     cpu = target.load("cpu")
-    assert run._judge(asked, [cpu, A100]) == A100
-    assert run._judge(asked, [ORIN]) == target.load(run.STAND_IN)
-    assert run._judge(asked, [cpu]) is None
-    assert run._judge(fixed, [A100]) is None
+    assert choices.judge(asked, [cpu, A100]) == A100
+    assert choices.judge(asked, [ORIN]) == target.load(choices.STAND_IN)
+    assert choices.judge(asked, [cpu]) is None
+    assert choices.judge(fixed, [A100]) is None
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert run._judge(asked, [A100]) is None
+    assert choices.judge(asked, [A100]) is None
     said = capsys.readouterr().err
     assert "tensorrt-rtx is not installed" in said
     assert f"float weights are taken ({install('rtx')}, or set export.exporter" in said
