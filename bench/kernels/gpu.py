@@ -3,7 +3,9 @@
     python bench/kernels/gpu.py --library out/kernels/libedgekd_kernels.so
 
 1. Every instance on every shape, compared with NumPy: one difference ends the run.
-2. Per shape: our sparse kernel, its dense twin, cuBLASLt's INT8 (torch._int_mm) and cuSPARSELt's
+2. The raw rates of the two instructions, IMMA and IMMA.SP, from registers alone; r is their ratio,
+   the most that sparsity can give on this GPU.
+3. Per shape: our sparse kernel, its dense twin, cuBLASLt's INT8 (torch._int_mm) and cuSPARSELt's
    (torch's semi-structured), each with the same epilogue work, under CUDA graphs, with L2 warm and
    flushed, taking turns; medians of repetitions and their spread.
 
@@ -14,6 +16,7 @@ one run; it never stands for an A100 or an Orin.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import re
 import statistics
 import sys
@@ -212,6 +215,17 @@ def speed(kernels: Kernels) -> list[dict[str, Any]]:
     return rows
 
 
+def raw_rates(kernels: Kernels) -> dict[str, float]:
+    """Tera multiply-adds a second of both instructions, and r, sparse over dense."""
+    found = {}
+    for kind, name in ((0, "sparse"), (1, "dense")):
+        rate = ctypes.c_double()
+        if kernels.library.edgekd_raw_rate(kind, ctypes.byref(rate)):
+            sys.exit(f"the raw rate of the {name} instruction could not be measured")
+        found[name] = rate.value * 1e-12
+    return {**found, "r": found["sparse"] / found["dense"]}
+
+
 def _peers(case: Case) -> dict[str, Callable[[], Any]]:
     try:
         return case.peers()
@@ -240,6 +254,8 @@ def main() -> None:
         "equality": compare(kernels),
     }
     print(content["equality"], flush=True)
+    content["raw_rates"] = raw_rates(kernels)
+    print(content["raw_rates"], flush=True)
     if not arguments.compare_only:
         content["rows"] = speed(kernels)
     name = "kernels-" + re.sub(r"[^a-z0-9]+", "-", properties.name.lower()).strip("-")

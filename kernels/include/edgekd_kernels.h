@@ -66,6 +66,10 @@ int edgekd_pack_dense(const int8_t *weights, int64_t n, int64_t k, uint8_t *pack
  * `reason` is not null); null where the sizes are wrong. */
 const char *edgekd_choose(int64_t m, int64_t n, int64_t k, int multiprocessors, const char **reason);
 
+/* Multiply-adds a second that the GPU's MMA instruction of that kind does from registers alone, the
+ * zeros of a sparse one counted. Not in the emulator. */
+int edgekd_raw_rate(int kind, double *multiply_adds_per_second);
+
 /* Names of all tiles, ending with null. */
 const char *const *edgekd_tiles(void);
 
