@@ -29,9 +29,10 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(Path(__file__).parent)]
 
 import results  # noqa: E402
+import roofline  # noqa: E402
 
 from edgekd import sparse24, sparse_gemm  # noqa: E402
 from edgekd.engine.native import Kernels  # noqa: E402
@@ -226,6 +227,20 @@ def raw_rates(kernels: Kernels) -> dict[str, float]:
     return {**found, "r": found["sparse"] / found["dense"]}
 
 
+def bandwidth() -> float:
+    """Gigabytes a second that a copy of 1 GiB reads and writes, the best of a few."""
+    one, two = (torch.empty(1 << 30, dtype=torch.int8, device="cuda") for _ in range(2))
+    best = 0.0
+    for _ in range(5):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        two.copy_(one)
+        end.record()
+        torch.cuda.synchronize()
+        best = max(best, 2 * one.numel() / start.elapsed_time(end) * 1e-6)
+    return best
+
+
 def _peers(case: Case) -> dict[str, Callable[[], Any]]:
     try:
         return case.peers()
@@ -257,7 +272,11 @@ def main() -> None:
     content["raw_rates"] = raw_rates(kernels)
     print(content["raw_rates"], flush=True)
     if not arguments.compare_only:
-        content["rows"] = speed(kernels)
+        content["gigabytes_per_s"] = bandwidth()
+        content["rows"] = [
+            {**row, **roofline.shares(row, content["raw_rates"], content["gigabytes_per_s"])}
+            for row in speed(kernels)
+        ]
     name = "kernels-" + re.sub(r"[^a-z0-9]+", "-", properties.name.lower()).strip("-")
     covers = ("kernels/src", "kernels/include")
     print(results.write(name, "python bench/kernels/gpu.py --library ...", covers, content))
