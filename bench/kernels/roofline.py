@@ -46,7 +46,7 @@ def shares(
 
 
 def draw(document: Mapping[str, Any], path: Path) -> None:
-    """Write the plot of a result with L2 flushed, where memory's bandwidth is the limit it seems."""
+    """Write the plot of a result, with L2 flushed: there the bandwidth is a limit."""
     from matplotlib.figure import Figure
 
     rates, bandwidth = document["raw_rates"], document["gigabytes_per_s"]

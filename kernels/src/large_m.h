@@ -58,14 +58,18 @@ EDGEKD_DEVICE void large_m(EDGEKD_GEMM_PARAMETERS) {
   const int slabs = k / kSlab, steps = k / Tile::kK;
   const uint32_t shared = shared_base();
 
-  // Addresses are made once: in the loop they would cost more instructions than the MMAs.
-  const int8_t* token_from[kCopies];
-  uint32_t token_to[kCopies];
-  each_chunk<Tile::kThreads, kTokenChunks>([&](int chunk, int j) {
-    const int row = first_token + chunk / kRowChunks;  // past the end the last row, never stored
-    token_from[j] = x + static_cast<size_t>(row < m ? row : m - 1) * k + chunk % kRowChunks * 16;
-    token_to[j] = shared + kWeightBytes + token_offset<Tile::kK>(chunk / kRowChunks, chunk % kRowChunks);
-  });
+  // Addresses are made once: in the loop they would cost more instructions than the MMAs. A thread's
+  // chunks lie a multiple of 8 rows apart, so the swizzle is that of its first. Rows past the end
+  // repeat the last one: nothing is read out of bounds, and what they give is never stored.
+  constexpr int kRowsApart = Tile::kThreads / kRowChunks;
+  static_assert(kRowsApart % 8 == 0, "one swizzle for all chunks of a thread");
+  const int own_row = thread_index() / kRowChunks, own_chunk = thread_index() % kRowChunks;
+  const uint32_t token_to = shared + kWeightBytes + token_offset<Tile::kK>(own_row, own_chunk);
+  int token_from[kCopies];  // 32 bits are enough for m k, and half the registers of pointers
+  EDGEKD_UNROLL for (int j = 0; j < kCopies; ++j) {
+    const int row = first_token + own_row + j * kRowsApart;
+    token_from[j] = (row < m ? row : m - 1) * k + own_chunk * kVectorBytes;
+  }
   const uint8_t* weights_from =
       weights + static_cast<size_t>(first_feature / kSlab) * slabs * Weights::kSlabBytes;
   auto copy_stage = [&](int step, int stage) {
@@ -77,7 +81,8 @@ EDGEKD_DEVICE void large_m(EDGEKD_GEMM_PARAMETERS) {
                        chunk * kVectorBytes);
       });
     each_chunk<Tile::kThreads, kTokenChunks>([&](int, int j) {
-      copy_async(token_to[j] + stage * kStageBytes, token_from[j] + step * Tile::kK);
+      copy_async(token_to + j * kRowsApart * Tile::kK + stage * kStageBytes,
+                 x + token_from[j] + step * Tile::kK);
     });
   };
 
@@ -95,16 +100,17 @@ EDGEKD_DEVICE void large_m(EDGEKD_GEMM_PARAMETERS) {
     commit_copies();
     const uint32_t here = shared + stage * kStageBytes;
     EDGEKD_UNROLL for (int s = 0; s < kSlabs; ++s) {
-      uint32_t slab[Weights::kVectors][4], b[kGroups][4];
+      uint32_t slab[Weights::kVectors][4];
       EDGEKD_UNROLL for (int v = 0; v < Weights::kVectors; ++v)
         load_shared(slab[v], here + (feature_warp * kSlabs + s) * Weights::kSlabBytes +
                                  v * kWarpVectorBytes + lane * kVectorBytes);
-      EDGEKD_UNROLL for (int j = 0; j < kGroups; ++j)
-        load_matrices(b[j], here + kWeightBytes +
-                                token_offset<Tile::kK>(token_warp * Tile::kWarpTokens + 8 * j + lane % 8,
-                                                       4 * s + lane / 8));
-      EDGEKD_UNROLL for (int j = 0; j < kGroups; ++j)
-        EDGEKD_UNROLL for (int i = 0; i < kTiles; ++i) Weights::multiply(acc[i][j], slab, i, b[j]);
+      EDGEKD_UNROLL for (int j = 0; j < kGroups; ++j) {
+        uint32_t b[4];
+        load_matrices(b, here + kWeightBytes +
+                             token_offset<Tile::kK>(token_warp * Tile::kWarpTokens + 8 * j + lane % 8,
+                                                    4 * s + lane / 8));
+        EDGEKD_UNROLL for (int i = 0; i < kTiles; ++i) Weights::multiply(acc[i][j], slab, i, b);
+      }
     }
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }

@@ -1,0 +1,76 @@
+"""The gate on what the compiler made: its reader, its sentences, and the budget it is held to."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "bench" / "kernels"
+BUDGET = Path(__file__).parents[2] / "kernels" / "budget.json"
+LISTING = """
+.text.sparse_tiny_s8:
+        /*0000*/                   IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28] ;
+.L_x_0:
+        /*0010*/                   LDSM.16.M88.4 R8, [R2] ;
+        /*0020*/                   IMMA.SP.16864.S8.S8 R8, R4.ROW, R8.COL, RZ, R14, 0x0 ;
+        /*0030*/                   IMMA.SP.16864.S8.S8 R8, R4.ROW, R8.COL, RZ, R14, 0x0 ;
+        /*0040*/              @!P0 BRA `(.L_x_0) ;
+.L_x_1:
+        /*0050*/                   LDL R1, [R1] ;
+        /*0060*/               @P1 BRA `(.L_x_1) ;
+        /*0070*/                   EXIT ;
+"""
+
+
+@pytest.fixture(scope="module")
+def sass() -> ModuleType:
+    sys.path.insert(0, str(BENCH))
+    return importlib.import_module("sass")
+
+
+@pytest.fixture(scope="module")
+def compiled(sass: ModuleType) -> ModuleType:
+    assert sass
+    return importlib.import_module("compiled")
+
+
+def test_the_hot_loop_is_the_one_with_the_mmas(sass: ModuleType) -> None:
+    (lines,) = sass.kernels(LISTING).values()
+    loop = sass.hot_loop(lines)
+    assert sass.count(loop, "") == 4
+    assert sass.count(loop, "IMMA.SP") == sass.count(lines, "IMMA") == 2
+    assert sass.count(lines, "LDL") == 1
+    assert sass.hot_loop(lines[:1]) == []
+
+
+def test_a_kernel_that_costs_more_is_told(compiled: ModuleType) -> None:
+    allowed = {"registers": 100, "spill_bytes": 0, "local_accesses": 0, "loop_instructions": 90,
+               "loop_mmas": 32}  # fmt: skip
+    budget = {"sm_80": {"a": allowed, "b": allowed}}
+    assert compiled.violations({"sm_80": {"a": allowed, "b": allowed}}, budget) == []
+    worse = {**allowed, "registers": 101, "spill_bytes": 8, "loop_mmas": 31, "loop_instructions": 1}
+    assert compiled.violations({"sm_80": {"a": worse, "c": allowed}}, budget) == [
+        "a on sm_80: spill_bytes 8, expected at most 0",
+        "a on sm_80: registers 101, expected at most 100",
+        "a on sm_80: 31 MMAs in the hot loop, expected exactly 32",
+        "b on sm_80: not compiled, expected by the budget",
+        "c on sm_80: has no budget: --accept gives it one",
+    ]
+
+
+def test_the_budget_has_no_spills_and_all_kernels() -> None:
+    budget = json.loads(BUDGET.read_text())
+    assert set(budget) == {"sm_80", "sm_87", "sm_90", "sm_87 by CUDA 12.6"}
+    for kernels in budget.values():
+        assert len(kernels) == 8 * 4 * 2  # tiles, outputs, sparse and dense
+        for name, allowed in kernels.items():
+            assert allowed["spill_bytes"] == allowed["local_accesses"] == 0, name
+            # 16 x 8 x 64 of an MMA, or half of that: a slab of 64 features is 4 tiles of rows.
+            assert allowed["loop_mmas"] % 4 == 0, name
+            twin = name.replace("sparse_", "dense_")
+            assert kernels[twin]["loop_mmas"] == (1 if twin == name else 2) * allowed["loop_mmas"]
