@@ -117,7 +117,8 @@ class Quantization(Section):
     """Which layers get static symmetric INT8: per-channel weights, per-tensor activations.
 
     Attributes:
-        calibration_samples: Training examples that input scales are taken from.
+        calibration_samples: Training examples that input scales are taken from, and what SparseGPT
+            and `smooth` know of the inputs.
         calibration: How a scale follows from them: ``max``, ``percentile`` (99.99), ``mse``,
             ``entropy``, or ``best``, which takes for each layer the one whose output is nearest to
             the float layer's.

@@ -123,8 +123,9 @@ class Objective:
         if self._task is not None:
             wanted = self._labels(target, taught, inputs)
             terms["labels"] = settings.labels * self._task(answered, wanted)
-        if self._intervention is not None:
-            terms["intervention"] = self._intervention.loss()
+        # An evaluated student is on its own: nothing was replaced, so there is nothing to compare.
+        if acting is not None and self._student.training:
+            terms["intervention"] = acting.loss()
         return terms
 
     def _answers(self, who: str, network: nn.Module, inputs: Tensors) -> Tensors:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from edgekd import models, progress, sparse24
 from edgekd.data import IO, Arrays
+from edgekd.distill import sparsify
 from edgekd.distill.pairs import Pair
 from edgekd.eligible import LayerPlan
 from edgekd.structure import LAYERS
@@ -71,8 +72,13 @@ def permute(
         JSON values: ``kept_before`` and ``kept_after``, the share 0 to 1 of the planned layers'
         magnitude that a magnitude mask keeps; ``layers``, the same of each layer whose channels
         were reordered; ``undone``, producers whose pair turned out to be none.
+
+    Raises:
+        ContractError: A planned layer's n is not a multiple of `pattern_rows`.
     """
     planned = {row.layer: model.get_submodule(row.layer) for row in rows if row.sparse}
+    for layer, module in planned.items():
+        sparsify.require_rows(layer, module, pattern_rows)
     before = {layer: _kept(module, pattern_rows) for layer, module in planned.items()}
     undone, moved = [], []
     for pair in reversed(found):

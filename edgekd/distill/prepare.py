@@ -57,7 +57,6 @@ from edgekd.distill import (
 )
 from edgekd.distill.calibrate import Calibration, calibrate, calibration
 from edgekd.distill.intervention import Intervention, intervene
-from edgekd.distill.objective import Objective
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ConfigError, ContractError
 from edgekd.models import Tensors
@@ -167,7 +166,7 @@ class Prepared:
 
     def _quantize(self, run: Callable[[nn.Module], None]) -> Calibration:
         """Widths, calibration and quantizers, on the masked float student."""
-        settings, losses_ = self._recipe.quantization, self._recipe.distill.losses
+        settings, recipe = self._recipe.quantization, self._recipe
         if settings.mean_bits is not None:
             self.rows = bits.allocate(
                 self.student,
@@ -175,8 +174,8 @@ class Prepared:
                 self._masks,
                 calibrate(self.student, self.rows, self._masks, run),
                 settings.mean_bits,
-                lambda twin: Objective(losses_, twin, self._float.teacher, self.io),
-                bits.batches_of(self._examples, self._recipe.distill.batch_size, self.student),
+                lambda twin: self._float.objective(recipe, twin, self.teacher, self.io, None),
+                bits.batches_of(self._examples, recipe.distill.batch_size, self.student),
             )
         found = calibration(self.student, self.rows, self._masks, run, settings)
         quantize.attach(

@@ -249,7 +249,7 @@ def bake_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         module = model.get_submodule(layer)
         carried = mask_of(module)
         if carried is None or not torch.equal(carried, mask.to(carried.device)):
-            raise ContractError(f"batchnorm warm-up: the 2:4 mask of {layer} was lost or changed")
+            raise ContractError(f"float training: the 2:4 mask of {layer} was lost or changed")
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from edgekd import artifact, kinds
 from edgekd.artifact import Artifact
 from edgekd.distill import sparsify
-from edgekd.eligible import RELEASED, LayerPlan
+from edgekd.eligible import RELEASED, LayerPlan, asks_below_int8
 from edgekd.errors import ConfigError
 from edgekd.recipe import Recipe
 
@@ -78,6 +78,10 @@ def masks(recipe: Recipe, rows: Sequence[LayerPlan], found: Artifact) -> dict[st
         ContractError: A mask is not 2:4, or not shared by as many rows as the recipe asks.
     """
     theirs = {row["layer"]: row for row in found.read_json("layers.json")}
+    # Weights below 8 bits are stored quantized: as INT8 they would be no better, in silence.
+    for layer, row in theirs.items():
+        if row["bits"] < 8 and not asks_below_int8(recipe.quantization):
+            raise _another(recipe, f"{layer} has weights of {row['bits']} bits in it, expected 8")
     ours = {row.layer: row for row in rows}
     for layer in [*ours, *(name for name in theirs if name not in ours)]:
         mine = ours.get(layer)

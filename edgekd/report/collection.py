@@ -14,6 +14,7 @@ from edgekd import kinds
 from edgekd.artifact import Artifact, Manifest, read_manifest
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ArtifactError
+from edgekd.report.words import listed
 
 ARMS = ("sparse", "dense", "fp16")
 ARM_NAMES = {"sparse": "2:4 INT8", "dense": "dense INT8", "fp16": "float teacher"}
@@ -124,7 +125,7 @@ class Collection:
 
     def name_of(self, artifact_id: str, arm: str, beside: Artifact) -> str:
         """The same by id: what was planned is told by the graph or the student it was made of."""
-        manifest = self.manifest(artifact_id, beside) if arm == "sparse" else None
+        manifest = self.manifest(artifact_id, beside) if arm in ("sparse", "dense") else None
         while manifest and "layers_int8" not in manifest.results:
             up = (manifest.parents.get(role, "") for role in ("engine", "model", "source"))
             manifest = self.manifest(next(filter(None, up), ""), beside)
@@ -175,10 +176,15 @@ def _refused(artifacts: Sequence[Artifact]) -> set[str]:
 def arm_name(arm: str, planned: Mapping[str, Any]) -> str:
     """What an arm is, in words: ``2:4 INT8`` for ``sparse``, unless its plan is something else.
 
+    A Student of fewer than 8 bits, which no engine is made of, is named by its widths.
+
     Args:
         arm: Its name in a recipe.
         planned: Results of its Student or OnnxModel; empty where they are not known.
     """
+    if below := planned.get("layers_by_bits"):
+        widths = listed([*below, *(["8"] if planned.get("layers_int8") else [])])
+        return f"{'2:4' if planned.get('layers_sparse') else 'dense'}, weights of {widths} bits"
     if arm == "sparse" and not planned.get("layers_int8", 1):
         return "2:4 float"  # float16 in trt.onnx, float32 in ort.onnx
     if arm == "sparse" and not planned.get("layers_sparse", 1):

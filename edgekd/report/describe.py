@@ -14,6 +14,8 @@ from edgekd.artifact import Artifact
 from edgekd.report.words import UNJUDGED, duration, percent, size, value, when
 
 _INDENT = "  "
+_SHARES = {"accuracy", "teacher_accuracy", "top1", "agreement",
+           "accuracy_before", "accuracy_after", "kept_before", "kept_after"}  # fmt: skip
 
 
 def describe(found: Artifact) -> str:
@@ -114,7 +116,7 @@ def _nested(inner: Any) -> bool:
 
 
 def _result(name: str, inner: Any) -> str:
-    share = "share" in name or name in ("accuracy", "teacher_accuracy", "top1", "agreement")
+    share = "share" in name or name in _SHARES
     return percent(inner, 2) if share and isinstance(inner, float) else value(inner)
 
 
@@ -128,7 +130,8 @@ def _plan(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     table = [("layer", "type", "n", "k", "MACs", "INT8", "2:4")]
     for row in rows:
         numbers = (f"{row[name]:,}" for name in ("n", "k", "macs"))
-        int8 = planned(row["int8"], row["int8_reason"])
+        below = row["int8"] and row.get("bits", 8) < 8
+        int8 = f"{row['bits']} bits" if below else planned(row["int8"], row["int8_reason"])
         sparse = planned(row["sparse"], row["sparse_reason"])
         table.append((row["layer"], row["type"], *numbers, int8, sparse))
     notes = [f"{_INDENT}[{number}] {reason}" for reason, number in reasons.items()]

@@ -128,7 +128,8 @@ def shares(run: Collection) -> list[Share]:
         def part(
             int8: bool, sparse: bool, plan: list[LayerPlan] = plan, total: int = total
         ) -> float:
-            chosen = (row.macs for row in plan if row.int8 == int8 and row.sparse == sparse)
+            held = [(row, row.int8 and row.bits == 8) for row in plan]
+            chosen = (row.macs for row, is_int8 in held if (is_int8, row.sparse) == (int8, sparse))
             return 100 * sum(chosen) / total
 
         found.append(

@@ -212,6 +212,8 @@ def test_an_evaluated_student_is_on_its_own() -> None:
     found = acting("map", networks, X)
     networks[0].eval()
     assert torch.equal(passes(found, networks, X), plain)
+    objective = Objective(Losses(blocks=0.0), *networks, LOGITS, found)
+    assert list(objective(X, torch.arange(3))) == ["logits"]
 
 
 def test_sites_pair_by_relative_depth() -> None:

@@ -12,6 +12,7 @@ from tiny.recipes import stored, tiny
 from edgekd import artifact, sparse24
 from edgekd.artifact import Artifact
 from edgekd.distill.student import distill
+from edgekd.errors import ContractError
 
 UNTRAINED = {"steps": 0, "batch_size": 16}
 LAYERS = ["blocks.0.fc1", "blocks.0.fc2", "blocks.1.fc1", "blocks.1.fc2", "stem"]
@@ -78,3 +79,11 @@ def test_a_student_says_what_it_gained(
 
 def test_a_student_that_does_not_ask_says_nothing_of_it(tmp_path: Path) -> None:
     assert "permutation" not in distill(tiny(tmp_path), tmp_path / "out").results
+
+
+@pytest.mark.parametrize("method", ["magnitude", "sparsegpt"])
+@pytest.mark.parametrize("permuted", [False, True])
+def test_rows_that_do_not_fall_into_patterns(method: str, permuted: bool, tmp_path: Path) -> None:
+    asked = {"method": method, "permute": permuted, "pattern_rows": 3}
+    with pytest.raises(ContractError, match="expected a multiple of pattern_rows, 3: exclude"):
+        distill(tiny(tmp_path, sparsity=asked, distill=UNTRAINED), tmp_path / "out")

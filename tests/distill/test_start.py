@@ -138,6 +138,15 @@ def test_the_dense_arm_does_not_go_on_from_a_sparse_student(
     assert "expected Linear n=32 k=32 INT8, dense (2:4 is off in this arm)" in str(caught.value)
 
 
+def test_weights_of_few_bits_do_not_become_int8_in_silence(tmp_path: Path) -> None:
+    few = {"weights": "ternary"}
+    made = distill(tiny(tmp_path, quantization=few), tmp_path / "out")
+    found = refused(going_on(made, tmp_path), tmp_path)
+    assert "stem has weights of 2 bits in it, expected 8: name a Student of this" in found
+    again = distill(going_on(made, tmp_path, quantization=few), tmp_path / "out")
+    assert again.manifest.parents["start"] == made.id
+
+
 def test_masks_that_rows_do_not_share(first: Artifact, tmp_path: Path) -> None:
     shared = {"pattern_rows": 4}
     found = refused(going_on(first, tmp_path, sparsity=shared), tmp_path, ContractError)

@@ -1,8 +1,9 @@
-"""A student of convolutions: 2:4 in float and nothing in INT8, told as that and as nothing else."""
+"""Students without INT8, of convolutions or of few bits, told as that and as nothing else."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from tiny import configs
@@ -12,7 +13,7 @@ from edgekd import artifact, evaluate
 from edgekd.artifact import Artifact
 from edgekd.distill.student import distill
 from edgekd.export.model import export
-from edgekd.report import report
+from edgekd.report import layers, report
 from edgekd.report.claims import claims
 from edgekd.report.collection import Collection, arm_name
 from edgekd.report.describe import describe
@@ -101,3 +102,27 @@ def test_an_arm_is_named_by_its_plan() -> None:
     assert arm_name("sparse", {"layers_int8": 4, "layers_sparse": 0}) == "INT8 without 2:4"
     assert arm_name("sparse", {}) == "2:4 INT8"
     assert arm_name("dense", {"layers_int8": 4}) == "dense INT8"
+
+
+@pytest.mark.parametrize(("arm", "name"), [("sparse", "2:4"), ("dense", "dense")])
+def test_a_student_of_few_bits_is_not_called_int8(
+    arm: Literal["sparse", "dense"], name: str, tmp_path: Path
+) -> None:
+    quantization = {"calibration_samples": 32, "weights": "ternary"}
+    untrained = {"steps": 0, "batch_size": 16}
+    recipe = tiny(tmp_path, quantization=quantization, distill=untrained)
+    student = distill(recipe, tmp_path / "out", arm)
+    assert Collection([student]).name(student) == f"{name}, weights of 2 bits"
+    (share,) = layers.shares(Collection([student]))
+    assert share.both == share.int8 == 0.0
+    assert share.text_int8 == "0%"
+    assert "  2 bits  " in describe(student)
+    page = report([student], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "weights of 2 bits" in page
+    assert "<td>yes</td><td" not in page
+    assert "dense INT8" not in page
+
+
+def test_mixed_widths_are_named() -> None:
+    planned = {"layers_by_bits": {"2": 1, "4": 2}, "layers_int8": 1, "layers_sparse": 4}
+    assert arm_name("sparse", planned) == "2:4, weights of 2, 4 and 8 bits"
