@@ -43,7 +43,12 @@ class _Classes:
         self._classes = list(classes)
 
     def __call__(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        logits = output["logits"]
+        # A configuration with return_dict = false answers a tuple, the logits first.
+        key: Any = 0 if isinstance(output, tuple) else "logits"
+        logits = output[key]
         index = torch.tensor(self._classes, device=logits.device)
-        output["logits"] = logits.index_select(-1, index)
+        picked = logits.index_select(-1, index)
+        if isinstance(output, tuple):
+            return (picked, *output[1:])
+        output[key] = picked
         return output

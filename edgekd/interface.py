@@ -98,8 +98,9 @@ def _text(
 ) -> Interface:
     known = full(config) if config else {}
     settings = recipe.data
-    if settings.source == "random" and settings.preprocess is None:
-        # Ids can be drawn without a tokenizer.
+    held = any((directory / name).is_file() for name in processors.VOCABULARIES)
+    if settings.source == "random" and settings.preprocess is None and not held:
+        # Ids can be drawn without a tokenizer; with one, what is made also answers a sentence.
         longest = settings.max_length or int(known.get("max_position_embeddings", 512))
         drawn = _ids(["input_ids", "attention_mask"], longest, int(known["vocab_size"]))
         return Interface(drawn, Nothing(), labels, classes)

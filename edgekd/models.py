@@ -269,7 +269,10 @@ def _hf_config(spec: str, path: Path) -> dict[str, Any]:
     """A transformers configuration, checked as far as every architecture needs it."""
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
-        raise ConfigError(f"model {spec!r}: no such file: {file}")
+        raise ConfigError(
+            f"model {spec!r}: no such file: {file}: give a directory that save_pretrained wrote, "
+            "its config.json, or a hub id, org/name"
+        )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

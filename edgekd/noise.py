@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgekd import interface
 from edgekd.data import IO, Arrays, Data
 from edgekd.errors import ConfigError
+from edgekd.io_json import Text
 from edgekd.recipe import Recipe
 
 TRAIN_ROWS = 256
@@ -29,30 +30,40 @@ class Noise:
         io: Shapes and ranges of the inputs.
         rows: Number of rows.
         seed: Of the split.
+        open: Size of what a symbol other than the batch stands for.
     """
 
     io: IO
     rows: int
     seed: tuple[int, int]
+    open: int = 1
 
     def __len__(self) -> int:
         return self.rows
 
     def take(self, rows: NDArray[np.int64]) -> tuple[Arrays, NDArray[np.int64]]:
-        """Uniform within each input's range; masks are ones, segments are zeros; labels are 0."""
+        """Uniform within each input's range; segments are zeros; labels are 0.
+
+        Every second row is padded: of rows that are all full, a graph that lost its mask would
+        answer as the network does.
+        """
         drawn: dict[str, list[NDArray[Any]]] = {tensor.name: [] for tensor in self.io.inputs}
         for row in rows:
             random = np.random.default_rng([*self.seed, int(row)])
             for tensor in self.io.inputs:
-                shape = [int(size) for size in tensor.shape[1:]]
+                shape = [size if isinstance(size, int) else self.open for size in tensor.shape[1:]]
                 low, high = tensor.range or (0.0, 1.0)
                 cell: NDArray[Any]
                 if tensor.dtype == "float32":
                     cell = random.uniform(low, high, shape).astype(np.float32)
                 elif tensor.name == "input_ids":
                     cell = random.integers(int(low), int(high), shape, endpoint=True)
+                elif tensor.name == "attention_mask":
+                    full = shape[-1]
+                    length = random.integers(1, full, endpoint=True) if row % 2 else full
+                    cell = np.broadcast_to(np.arange(full) < length, shape).astype(np.int64)
                 else:
-                    cell = np.full(shape, tensor.name == "attention_mask", np.int64)
+                    cell = np.zeros(shape, np.int64)
                 drawn[tensor.name].append(cell)
         inputs = {name: np.stack(cells) for name, cells in drawn.items()}
         return inputs, np.zeros(len(rows), np.int64)
@@ -74,9 +85,10 @@ def draw(recipe: Recipe) -> Data:
     what = interface.of_recipe(recipe)
     labels = what.labels or [str(number) for number in range(what.classes or 2)]
     io = what.io(labels).model_copy(update={"random": True})
+    longest = io.preprocess.max_length if isinstance(io.preprocess, Text) else 1
     return Data(
-        train=Noise(io, TRAIN_ROWS, (recipe.seed, 0)),
-        evaluation=Noise(io, recipe.data.samples, (recipe.seed, 1)),
+        train=Noise(io, TRAIN_ROWS, (recipe.seed, 0), longest),
+        evaluation=Noise(io, recipe.data.samples, (recipe.seed, 1), longest),
         io=io,
         files=what.files,
     )

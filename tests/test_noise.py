@@ -23,13 +23,18 @@ Maker = Callable[..., Recipe]
 @pytest.fixture
 def make(tmp_path: Path) -> Maker:
     def made(
-        model: str = "hf:vit.json", losses: dict[str, Any] | None = None, fit: int = 0, **more: Any
+        model: str = "hf:vit.json",
+        losses: dict[str, Any] | None = None,
+        fit: int = 0,
+        export: Any = None,
+        **more: Any,
     ) -> Recipe:
         document = {
             "name": "test",
             "teacher": {"model": model, "fit": {"steps": fit}},
             "data": {"source": "random", **more},
             "distill": {"steps": 0, "losses": losses or {}},
+            "export": export or {},
         }
         found = recipe.parse(document, "test.toml")
         found._base = tmp_path
@@ -59,7 +64,35 @@ def test_noise_for_text_needs_no_tokenizer(make: Maker, tmp_path: Path) -> None:
     inputs, _ = found.train.take(np.arange(64))
     assert inputs["input_ids"].shape == (64, 12)
     assert (inputs["input_ids"].min(), inputs["input_ids"].max()) == (0, 31)
-    assert inputs["attention_mask"].all()
+    mask = inputs["attention_mask"]
+    assert mask[0::2].all()
+    lengths = mask[1::2].sum(1)
+    assert 1 <= lengths.min() < 4 < 9 < lengths.max() <= 12
+    assert np.array_equal(mask[1::2], np.arange(12) < lengths[:, None])
+
+
+def test_noise_for_a_network_with_its_tokenizer_says_how_a_sentence_is_read(
+    make: Maker, tmp_path: Path
+) -> None:
+    files.vocabulary(files.config(tmp_path / "bert" / "config.json", files.BERT).parent)
+    found = sources.load(make("hf:bert", max_length=12))
+    assert found.io.preprocess.kind == "text"
+    assert list(found.files) == ["tokenizer.json"]
+    inputs, _ = found.train.take(np.arange(4))
+    assert {name: array.shape for name, array in inputs.items()} == dict.fromkeys(
+        ("input_ids", "token_type_ids", "attention_mask"), (4, 12)
+    )
+    assert not inputs["token_type_ids"].any()
+
+
+def test_noise_of_an_open_length_is_as_long_as_the_network_takes(
+    make: Maker, tmp_path: Path
+) -> None:
+    files.vocabulary(files.config(tmp_path / "bert" / "config.json", files.BERT).parent)
+    sizes = {"dynamic": {"sequence": {"min": 2, "opt": 8, "max": 9}}}
+    found = sources.load(make("hf:bert", export=sizes, max_length=9))
+    assert found.io.inputs[0].shape == ["batch", "sequence"]
+    assert found.train.take(np.arange(2))[0]["input_ids"].shape == (2, 9)
 
 
 def test_labels_of_noise_are_not_learned(make: Maker) -> None:

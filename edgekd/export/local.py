@@ -112,7 +112,7 @@ def cut(path: Path, to: Path, names: Sequence[str]) -> None:
     """Write a graph whose inner values also come from outside.
 
     Every value of `names` becomes an output, and what used it uses a new input, its name with `FED`
-    behind it. Weights that lie beside the graph stay there: the copy names the same file.
+    behind it. The large weights go to a file of the copy's own, ``<to>.data``.
 
     Raises:
         ContractError: The graph has no such value.

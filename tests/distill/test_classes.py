@@ -13,7 +13,7 @@ from tiny import configs, data
 from tiny.recipes import tiny
 
 import edgekd
-from edgekd import artifact, models
+from edgekd import artifact, classes, models
 from edgekd.data import inputs_of, recorded
 from edgekd.distill.objective import Objective
 from edgekd.distill.student import distill
@@ -118,3 +118,14 @@ def test_networks_that_cut_an_image_otherwise_are_compared_where_they_can(tmp_pa
 def _written(base: Path, name: str, **changes: Any) -> tuple[str, Path]:
     (base / f"{name}.json").write_text(json.dumps({**configs.VIT, **changes}))
     return f"hf:{name}.json", base
+
+
+def test_a_network_that_answers_a_tuple() -> None:
+    class Tupled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, str]:
+            return x, "more"
+
+    network = Tupled()
+    classes.answer_in(network, PICKED)
+    logits, more = network(torch.arange(6.0)[None])
+    assert (logits.tolist(), more) == ([[5.0, 2.0, 4.0, 1.0]], "more")
