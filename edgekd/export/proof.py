@@ -3,8 +3,9 @@
 The graphs are compared with the student's own weights and scales, exactly: a mistake made on the
 way (a scale of another layer, a lost mask, a weight transposed once too often) would otherwise be
 in both graphs alike, and in the network they are compared with. An INT8 layer is proven on its
-integers. A layer that is 2:4 but stays in float has none; the exporter may rename, transpose or
-scale its weight per output (a folded batch norm), but never moves a zero: it is found by its zeros.
+integers, and what stays in float, in the float16 graph, on its rounding. A layer that is 2:4 but
+stays in float has no integers; the exporter may rename, transpose or scale its weight per output
+(a folded batch norm), but never moves a zero: it is found by its zeros.
 """
 
 from __future__ import annotations
@@ -50,20 +51,51 @@ def prove(path: Path, half: Path, rows: Sequence[LayerPlan], student: Arrays) ->
     int8 = {row.layer: row.runs for row in rows if row.int8}
     sparse = [row.layer for row in rows if row.sparse and row.int8]
     found: list[list[QuantizedWeight]] = []
+    floats: list[dict[str, str]] = []
     for file in (path, half):
         model = qdq.load(file)
         weights = integers.assign(qdq.quantized_weights(model), _uses(rows, student))
         integers.prove(weights, int8, sparse)
         _float_sparse(file.name, model, rows, student)
         found.append(weights)
+        floats.append(_floats(model))
         del model  # or two are held while the next is read
     integers.same_integers(*found)
+    _same_floats(*floats)
     for weight in found[0]:
         _same_as_student(weight, student)
     nodes: dict[str, list[str]] = {}
     for weight in found[1]:
         nodes.setdefault(weight.layer, []).append(weight.node)
     return [replace(row, node=" + ".join(nodes.get(row.layer, []))) for row in rows]
+
+
+def _floats(model: onnx.ModelProto) -> dict[str, str]:
+    """SHA-256 of every float initializer as float16 holds it, by name.
+
+    The conversion to float16 may move what float16 holds badly: subnormal numbers count as 0 here,
+    and numbers beyond its range as its ends.
+    """
+    found = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
+            ends = np.finfo(np.float16)
+            value = numpy_helper.to_array(tensor)
+            rounded = np.asarray(np.clip(value, ends.min, ends.max), np.float16)
+            rounded = np.where(np.abs(rounded) < ends.smallest_normal, np.float16(0), rounded)
+            shape = str(rounded.shape).encode()
+            found[tensor.name] = hashlib.sha256(shape + rounded.tobytes()).hexdigest()
+    return found
+
+
+def _same_floats(path: Mapping[str, str], half: Mapping[str, str]) -> None:
+    """No weight or constant that stays in float differs by more than its rounding to float16."""
+    differ = sorted(name for name, digest in half.items() if path.get(name, digest) != digest)
+    if differ:
+        raise ContractError(
+            f"export: {differ[0]} is not ort.onnx's rounded to float16 in trt.onnx ({len(differ)} "
+            "such tensors): export both from one student; converted once more, report it"
+        )
 
 
 def _uses(rows: Sequence[LayerPlan], student: Arrays) -> list[Use]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -154,3 +155,39 @@ class TestIntegers:
         monkeypatch.setattr(proof.qdq, "quantized_weights", wrong)
         found = refused(student("odd"), tmp_path, ContractError)
         assert "stem: integers differ between the two graphs in" in found
+
+    @pytest.mark.parametrize("factor", [1.05, 1.001])
+    def test_a_float_weight_of_the_float16_graph_that_was_altered(
+        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+    ) -> None:
+        """Far too little for a comparison of float16 outputs with the student's."""
+        real = model.convert_float16
+
+        def wrong(path: Path, half: Path, *args: Any, **kwargs: Any) -> Any:
+            made = real(path, half, *args, **kwargs)
+            graph = onnx.load(half)
+            (head,) = (t for t in graph.graph.initializer if t.name == "head.weight")
+            value = onnx.numpy_helper.to_array(head)
+            head.CopyFrom(
+                onnx.numpy_helper.from_array((value * factor).astype(value.dtype), head.name)
+            )
+            onnx.save(graph, half)
+            return made
+
+        monkeypatch.setattr(model, "convert_float16", wrong)
+        found = refused(student("odd"), tmp_path, ContractError)
+        assert "head.weight is not ort.onnx's rounded to float16 in trt.onnx (1 such" in found
+
+
+def test_rounding_to_float16_and_its_ends_count_as_equal() -> None:
+    values = np.array([1 / 3, 1e-7, -3e-5, 0.0, 1e9, -np.inf, 2.0**-14], np.float32)
+    moved = values.astype(np.float16)
+    moved[[1, 2]], moved[[4, 5]] = 6e-8, (65504, -65504)  # as Model Optimizer converts
+    graphs = [
+        onnx.helper.make_model(
+            onnx.helper.make_graph([], "g", [], [], [onnx.numpy_helper.from_array(array, "w")])
+        )
+        for array in (values, moved)
+    ]
+    one, two = (proof._floats(graph) for graph in graphs)
+    assert one == two
