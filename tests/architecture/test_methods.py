@@ -36,7 +36,7 @@ def test_every_row_is_a_recipe_and_has_its_own_name(methods: ModuleType) -> None
 
 def test_a_key_that_there_is_not_ends_it(methods: ModuleType) -> None:
     methods.GROUPS["new"] = [methods.Row("a"), methods.Row("b", {"sparsity": {"metod": "x"}})]
-    with pytest.raises(ConfigError, match=r"new: b: unknown key sparsity.metod"):
+    with pytest.raises(ConfigError, match=r"new: b: sparsity.metod is an unknown key"):
         methods.check(["new"])
 
 
