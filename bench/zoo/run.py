@@ -149,7 +149,7 @@ def _graphs(model: Any) -> dict[str, Any]:
              "float16_layers_relative", "integers_largest_step", "output_variation", "vacuous",
              "argmax_differs")  # fmt: skip
     return {
-        "parity": {name: parity[name] for name in names},
+        "parity": {name: parity.get(name) for name in names},
         "attention_blocks": model.results["attention_blocks"],
         "bytes": {file: model.file(file).stat().st_size for file in ("ort.onnx", "trt.onnx")},
     }
