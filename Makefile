@@ -3,7 +3,7 @@
 # make test          everything CI checks; STRICT=1 makes skips for missing system packages failures
 # make slow          the tests that take minutes
 # make zoo           networks of published size through the chain; writes bench/results/zoo.json
-# make kernels       compile the CUDA kernels, without a GPU, and hold them to their budget; 2 minutes
+# make kernels       cubins of every target and their index, gated by a budget, without a GPU; 2 minutes
 # make mutants       seed faults into the kernels one at a time; a test must notice each; 10 minutes
 # make system-deps   what pip cannot install, by apt-get; says what it does
 # make lock          write constraints.txt anew

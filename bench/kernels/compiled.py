@@ -1,14 +1,16 @@
 """What the compiler made of every kernel, held to a checked-in budget; needs no GPU.
 
-    make kernels                                 compile, gate, and write bench/results/kernels.json
+    make kernels                                 compile, gate, index; bench/results/kernels.json
     python bench/kernels/compiled.py --accept    write kernels/budget.json anew: read the difference
 
-For sm_80 (A100), sm_87 (Jetson Orin) and sm_90 (where correctness can be shown): no spills and no
-local memory, registers and instructions of the hot loop at most as in the budget, and exactly as
-many MMAs in it, so that neither an unrolling nor an instruction gets lost.
+What it leaves in ``out/kernels`` is to be shipped: the cubin of every target (`cubins.lanes`), of
+sm_90 where correctness can be shown, their PTX, and ``index.json``, with which cuModuleLoad or a
+plugin of TensorRT can launch them. A run that finds a kernel over its budget leaves no index.
 
-JetPack 6 has CUDA 12.6, which loads neither the PTX nor the cubins of CUDA 13: for it the PTX gets
-the header of the version whose instructions it uses, 8.5, and CUDA 12.6's own ptxas assembles it.
+No spills and no local memory, registers, shared memory and instructions of the hot loop at most as
+in the budget, and exactly as many MMAs in it, so that neither an unrolling nor an instruction gets
+lost. Every cubin is assembled from one PTX an architecture, whose header names the version its
+instructions are of: what nvcc writes there, its own version, is refused by JetPack 6's CUDA 12.6.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +28,42 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import cubins  # noqa: E402
 import results  # noqa: E402
 import sass  # noqa: E402
+from cubins import Build  # noqa: E402
 
-BUDGET = ROOT / "kernels" / "budget.json"
+from edgekd import target  # noqa: E402
+
+KERNELS = ROOT / "kernels"
+BUDGET = KERNELS / "budget.json"
+OUT = ROOT / "out" / "kernels"
+# Of `make library`; the newest assembler makes all of them, whichever the targets load.
 ARCHITECTURES = ("80", "87", "90")
-JETPACK_6 = {"architecture": "87", "ptx": "8.5", "cuda": "12.6"}
+_AT_MOST = ("spill_bytes", "local_accesses", "registers", "shared_bytes", "loop_instructions")
 _USED = re.compile(
     r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
-    r".*?Used (\d+) registers",
+    r".*?Used (\d+) registers([^\n]*)",
     re.DOTALL,
 )
 
 
 def main() -> int:
     """Compile, compare, write; 0 where every kernel keeps its budget."""
-    out = ROOT / "out" / "kernels"
-    out.mkdir(parents=True, exist_ok=True)
-    found = {f"sm_{a}": compiled(out, a) for a in ARCHITECTURES}
-    found["sm_87 by CUDA 12.6"] = jetpack_6(out)
+    OUT.mkdir(parents=True, exist_ok=True)
+    index = OUT / "index.json"
+    index.unlink(missing_ok=True)
+    make("instances")
+    table = json.loads((OUT / "instances.json").read_text(encoding="utf-8"))
+    targets = [target.load(name) for name in target.names()]
+    ptxas = assemblers()
+    newest = list(ptxas)[-1]
+    builds = {*cubins.lanes(targets, ptxas).values(), *(Build(a, newest) for a in ARCHITECTURES)}
+    found = {}
+    for build in sorted(builds):
+        make("cubins", f"NVCC={tool('nvcc')}", f"PTXAS={ptxas[build.cuda]}",
+             f"ARCHITECTURES={build.sm}", f"BY=.cuda{build.cuda}")  # fmt: skip
+        found[str(build)] = measured(OUT / build.file, table["kernels"])
     if sys.argv[1:] == ["--accept"]:
         BUDGET.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(f"{BUDGET}: written; read what changed before it is kept")
@@ -51,21 +71,28 @@ def main() -> int:
     for sentence in wrong:
         print(sentence)
     if not wrong:
-        print(written(found))
+        document = cubins.index(OUT, builds, targets, table)
+        index.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        print(index)
+        for name, loads in document["targets"].items():
+            why = f"CUDA {loads['cuda']}" if loads["cuda"] else "its CUDA is not stated: the oldest"
+            print(f"  {name} loads {loads['cubin']} ({why})")
+        print(written(found, document))
     return bool(wrong)
 
 
 def violations(found: dict[str, Any], budget: dict[str, Any]) -> list[str]:
     """A sentence for each kernel that costs more than it may."""
     sentences = []
-    for architecture, kernels in budget.items():
+    for cubin in sorted({*budget, *found}):
+        kernels, compiled = budget.get(cubin, {}), found.get(cubin, {})
         for name, allowed in kernels.items():
-            measured = found.get(architecture, {}).get(name)
-            where = f"{name} on {architecture}"
+            measured = compiled.get(name)
+            where = f"{name} on {cubin}"
             if measured is None:
                 sentences.append(f"{where}: not compiled, expected by the budget")
                 continue
-            for what in ("spill_bytes", "local_accesses", "registers", "loop_instructions"):
+            for what in _AT_MOST:
                 if measured[what] > allowed[what]:
                     sentences.append(
                         f"{where}: {what} {measured[what]}, expected at most {allowed[what]}"
@@ -75,43 +102,26 @@ def violations(found: dict[str, Any], budget: dict[str, Any]) -> list[str]:
                     f"{where}: {measured['loop_mmas']} MMAs in the hot loop, expected exactly "
                     f"{allowed['loop_mmas']}"
                 )
-        new = sorted(set(found[architecture]) - set(kernels))
-        sentences += [
-            f"{name} on {architecture}: has no budget: --accept gives it one" for name in new
-        ]
+        new = sorted(set(compiled) - set(kernels))
+        sentences += [f"{name} on {cubin}: has no budget: --accept gives it one" for name in new]
     return sentences
 
 
-def compiled(out: Path, architecture: str) -> dict[str, Any]:
-    """What nvcc made of every kernel for one architecture."""
-    cubin = f"kernels.sm_{architecture}.cubin"
-    run("make", "-s", "-C", str(ROOT / "kernels"), "cubins", f"OUT={out}", f"NVCC={tool('nvcc')}",
-        f"ARCHITECTURES={architecture}")  # fmt: skip
-    log = (out / f"{cubin}.log").read_text(encoding="utf-8")
-    return measured(out / cubin, log)
-
-
-def jetpack_6(out: Path) -> dict[str, Any]:
-    """The same PTX, assembled by the ptxas that JetPack 6 has."""
-    ptx, cubin = out / "kernels.jetpack6.ptx", out / "kernels.jetpack6.sm_87.cubin"
-    newer = out / "kernels.compute_87.ptx"
-    run("make", "-s", "-C", str(ROOT / "kernels"), str(newer), f"OUT={out}", f"NVCC={tool('nvcc')}")
-    text = newer.read_text(encoding="utf-8")
-    older = re.sub(r"(?m)^\.version .*$", f".version {JETPACK_6['ptx']}", text)
-    ptx.write_text(older, encoding="utf-8")
-    log = run(tool("ptxas-12.6"), "-v", "-arch=sm_87", "-o", str(cubin), str(ptx))
-    return measured(cubin, log)
-
-
-def measured(cubin: Path, log: str) -> dict[str, Any]:
+def measured(cubin: Path, instances: Mapping[str, Any]) -> dict[str, Any]:
     """Registers and spills from ptxas's words, instructions from the machine code."""
-    used = {name: (int(a) + int(b), int(regs)) for name, a, b, regs in _USED.findall(log)}
+    log = cubin.with_name(f"{cubin.name}.log").read_text(encoding="utf-8")
+    used = {
+        name: (int(stores) + int(loads), int(registers), fixed_shared_bytes(more))
+        for name, stores, loads, registers, more in _USED.findall(log)
+    }
     listing = sass.kernels(run(tool("nvdisasm"), "-c", str(cubin)))
     if set(listing) != set(used) or not used:
         sys.exit(f"{cubin.name}: ptxas names {len(used)} kernels, nvdisasm {len(listing)}")
+    if wrong := cubins.disagreements(cubin, instances):
+        sys.exit("\n".join(wrong))
     found = {}
     for name, lines in sorted(listing.items()):
-        spills, registers = used[name]
+        spills, registers, fixed = used[name]
         loop = sass.hot_loop(lines)
         sparse = name.startswith("sparse_")
         wrong = sass.count(lines, "IMMA.SP") != (sass.count(lines, "IMMA") if sparse else 0)
@@ -121,6 +131,7 @@ def measured(cubin: Path, log: str) -> dict[str, Any]:
             )
         found[name] = {
             "registers": registers,
+            "shared_bytes": fixed + instances[name]["dynamic_shared_bytes"],
             "spill_bytes": spills,
             "local_accesses": sass.count(lines, "LDL") + sass.count(lines, "STL"),
             "loop_instructions": sass.count(loop, ""),
@@ -129,7 +140,13 @@ def measured(cubin: Path, log: str) -> dict[str, Any]:
     return found
 
 
-def written(found: dict[str, Any]) -> Path:
+def fixed_shared_bytes(words: str) -> int:
+    """Shared memory that a kernel has besides its launch's, in ptxas's words; 0 where unnamed."""
+    found = re.search(r"(\d+) bytes smem", words)
+    return int(found[1]) if found else 0
+
+
+def written(found: dict[str, Any], index: dict[str, Any]) -> Path:
     """The committed result: what was compiled with what, and the costliest kernels."""
     summary = {
         architecture: {
@@ -147,8 +164,24 @@ def written(found: dict[str, Any]) -> Path:
     version = run(tool("nvcc"), "--version").splitlines()[-2].strip()
     return results.write(
         "kernels", "make kernels", ("kernels/src", "kernels/include"),
-        {"nvcc": version, "budget": "kernels/budget.json", "compiled": summary},
+        {"nvcc": version, "budget": "kernels/budget.json",
+         "cubins": {name: cubin["sha256"] for name, cubin in index["cubins"].items()},
+         "compiled": summary},
     )  # fmt: skip
+
+
+def assemblers() -> dict[str, str]:
+    """Every ptxas at hand by its CUDA version, the oldest first.
+
+    JetPack 6's is always wanted: its PTX and its cubins are what no newer CUDA makes.
+    """
+    found = {}
+    for name in ("ptxas-12.6", "ptxas"):
+        version = re.search(r"release (\d+\.\d+)", run(tool(name), "--version"))
+        if version is None:
+            sys.exit(f"{tool(name)}: names no release, expected a ptxas")
+        found[version[1]] = tool(name)
+    return found
 
 
 def tool(name: str) -> str:
@@ -161,6 +194,11 @@ def tool(name: str) -> str:
     if name == "ptxas-12.6":
         sys.exit("CUDA 12.6's ptxas is not here: pip install 'edgekd[cuda]'")
     return program
+
+
+def make(*arguments: str) -> None:
+    """Run ``kernels/Makefile``."""
+    run("make", "-s", "-C", str(KERNELS), f"OUT={OUT}", *arguments)
 
 
 def run(*command: str) -> str:

@@ -50,7 +50,8 @@ typedef struct {
 /* Starts a GEMM on a CUDA stream (null: the default one). */
 int edgekd_gemm_s8(const edgekd_gemm *gemm, void *stream, char *message, size_t message_bytes);
 
-/* Bytes of the packed weights; 0 where n or k is no positive multiple of 64. */
+/* Bytes of the packed weights; 0 where n or k is no positive multiple of 64, n k is above 2147483647,
+   or there is no such kind. */
 size_t edgekd_packed_bytes(int kind, int64_t n, int64_t k);
 
 /* Canonical 2:4, as edgekd.sparse24.compress writes it, to the order kernels read:

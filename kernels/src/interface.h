@@ -68,11 +68,13 @@ inline int check_sizes(int64_t m, int64_t n, int64_t k, const Message& say) {
   struct {
     const char* name;
     int64_t a, b;
-  } const products[] = {{"m n", m, n}, {"m k", m, k}, {"n k", n, k}};
+    const char* split;
+  } const products[] = {{"n k", n, k, "the layer"}, {"m n", m, n, "m"}, {"m k", m, k, "m"}};
   for (const auto& product : products)
     if (product.a > INT32_MAX / product.b)
-      return say(EDGEKD_TOO_LARGE, "%s is %lld x %lld, expected at most 2147483647 elements: split m",
-                 product.name, static_cast<long long>(product.a), static_cast<long long>(product.b));
+      return say(EDGEKD_TOO_LARGE, "%s is %lld x %lld, expected at most 2147483647 elements: split %s",
+                 product.name, static_cast<long long>(product.a), static_cast<long long>(product.b),
+                 product.split);
   return EDGEKD_OK;
 }
 
@@ -133,7 +135,7 @@ extern "C" {
 
 size_t edgekd_packed_bytes(int kind, int64_t n, int64_t k) {
   using namespace edgekd;
-  if (check_sizes(1, n, k, {nullptr, 0})) return 0;
+  if (check_sizes(1, n, k, {nullptr, 0}) || (kind != EDGEKD_SPARSE && kind != EDGEKD_DENSE)) return 0;
   return static_cast<size_t>(n / kSlab) * (k / kSlab) *
          (kind == EDGEKD_SPARSE ? kSparseSlabBytes : kDenseSlabBytes);
 }

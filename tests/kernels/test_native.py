@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def test_a_misaligned_pointer(kernels: Kernels, name: str, multiple: int) -> Non
         ((8, 64, 100), "k is 100, expected a positive multiple of 64: pad the layer"),
         ((2**26, 64, 64), "m n is 67108864 x 64, expected at most 2147483647 elements: split m"),
         ((2**24, 64, 128), "m k is 16777216 x 128, expected at most 2147483647 elements"),
-        ((1, 2**20, 2**20), "n k is 1048576 x 1048576, expected at most 2147483647 elements"),
+        ((1, 2**20, 2**20), "n k is 1048576 x 1048576, expected .*: split the layer"),
         ((2**62, 64, 64), "m n is 4611686018427387904 x 64, expected at most"),
     ],
 )
@@ -103,6 +104,23 @@ def test_a_tile_that_is_not_there_or_does_not_fit(
 ) -> None:
     with pytest.raises(UnsupportedError, match=sentence):
         call(kernels, tile=tile, sizes=sizes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "n", "k"), [(2, 64, 64), (-1, 64, 64), (0, 65, 64), (0, 2**31, 64)]
+)
+def test_weights_that_cannot_be_packed_take_no_bytes(
+    kernels: Kernels, kind: int, n: int, k: int
+) -> None:
+    assert kernels.library.edgekd_packed_bytes(kind, n, k) == 0
+
+
+def test_a_layer_too_large_to_pack(kernels: Kernels) -> None:
+    byte, message = aligned((1,), np.int8), ctypes.create_string_buffer(200)
+    address = byte.ctypes.data
+    status = kernels.library.edgekd_pack_dense(address, 2**31, 64, address, message, 200)
+    said = "n k is 2147483648 x 64, expected at most 2147483647 elements: split the layer"
+    assert (status, message.value.decode()) == (4, said)
 
 
 def test_metadata_that_is_not_canonical(kernels: Kernels) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from tiny import programs
 
-PROGRAM = Path(__file__).parents[2] / "bench" / "kernels" / "roofline.py"
 ROW: dict[str, Any] = {
     "m": 100, "n": 200, "k": 400, "l2": "flushed", "us": {"sparse": 2.0, "dense_twin": 4.0},
 }  # fmt: skip
@@ -18,12 +17,7 @@ RATES = {"sparse": 40.0, "dense": 20.0, "r": 2.0}
 
 @pytest.fixture(scope="module")
 def roofline() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("roofline", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return programs.load("bench/kernels/roofline.py")
 
 
 def test_shares_of_the_roof(roofline: ModuleType) -> None:
