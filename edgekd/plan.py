@@ -21,6 +21,7 @@ import numpy as np
 
 from edgekd import models, sources, structure, traffic
 from edgekd.data import IO
+from edgekd.distill.sparsify import require_rows
 from edgekd.distill.teacher import require_loss
 from edgekd.eligible import LayerPlan, asks_below_int8, share_of_macs
 from edgekd.errors import UnsupportedError
@@ -146,6 +147,7 @@ def plan(recipe: Recipe, target: Target) -> Plan:
     Raises:
         UnsupportedError: Something in it cannot run there; all of it in one sentence.
         ConfigError: The network cannot be built, does not take the data, or has nothing to learn.
+        ContractError: A layer cannot be 2:4 as the recipe asks.
     """
     refuse(recipe, [target])
     examples = sources.load(recipe)
@@ -161,6 +163,10 @@ def plan(recipe: Recipe, target: Target) -> Plan:
     if wrong:
         raise UnsupportedError(_refused(recipe, target, wrong))
     layers = structure.plan(student, one, examples.io, recipe.sparsity, recipe.quantization)
+    for row in layers if "sparse" in recipe.arms else ():
+        if row.sparse:
+            module = student.get_submodule(row.layer)
+            require_rows(row.layer, module, recipe.sparsity.pattern_rows)
     batch = recipe.export.batch_opt
     rows = [_row(layer, seen.layers.get(layer.layer), batch, target) for layer in layers]
     rows += [_attention(i, block, batch, target) for i, block in enumerate(seen.attention)]

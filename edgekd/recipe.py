@@ -115,6 +115,11 @@ class Recipe(Section):
                 "sparsity.release names layers of a Student that trains on: give student.start, "
                 "or use sparsity.exclude"
             )
+        if self.student.start is not None and (unread := _chooses_masks(self.sparsity)):
+            raise ValueError(
+                f"student.start keeps the masks of {self.student.start!r}, so {unread} would do "
+                "nothing: remove it, or make that Student with it"
+            )
         return self
 
 
@@ -207,6 +212,14 @@ def check(model: type[Any], document: dict[str, Any], where: str) -> Any:
         found = problems.sentences(model, error.errors())
         count = f"{len(found)} problems: " if len(found) > 1 else ""
         raise ConfigError(f"{where}: {count}" + "; ".join(found)) from error
+
+
+def _chooses_masks(section: Sparsity) -> str:
+    """The keys of a section that say how masks are chosen, where they are not the defaults."""
+    usual = Sparsity()
+    keys = ("method", "permute")
+    given = [name for name in keys if getattr(section, name) != getattr(usual, name)]
+    return " and ".join(f"sparsity.{n} = {json.dumps(getattr(section, n))}" for n in given)
 
 
 def _shipped() -> Any:

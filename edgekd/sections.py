@@ -59,7 +59,8 @@ class Data(Section):
         samples: Evaluation examples that travel to the device.
         train: Files, patterns or directories relative to the recipe, or a split of the hub's.
         evaluation: The same, of examples that are not trained on.
-        image, text, text_pair, label: Columns; default: the only one there is of its type.
+        image, text, text_pair, label: Columns; default: the only one there is of its type, and of
+            labels the one called ``label``.
         preprocess: ``hf:<directory>`` or ``timm:<name>``; default: the teacher's own.
         max_length: Ids of a sentence at most; default: what the teacher can take.
         metric: ``python:<module>:<callable>`` from (outputs, labels) to a score in 0..1 a sample.
@@ -97,7 +98,8 @@ class Sparsity(Section):
         method: ``magnitude`` keeps the larger ones; ``sparsegpt`` those whose loss hurts the
             layer's output most, and makes up for it in the others (arXiv 2301.00774).
         permute: Reorder channels first so that more magnitude is kept, folded into the layers
-            around, so that the network computes what it did (Pool and Yu, NeurIPS 2021).
+            around, so that the network computes what it did (Pool and Yu, NeurIPS 2021). Neither it
+            nor `method` goes with ``student.start``, whose masks are kept.
         pattern_rows: Output rows that share one pattern, the V of V:2:4; 1 is plain 2:4. It must
             divide the output rows of every planned layer.
         include: Shell-style patterns, matched on module names.

@@ -8,8 +8,10 @@ passed through to `datasets`, which downloads it where it may (``HF_HUB_OFFLINE`
 here is what is said where it cannot.
 
 Labels become class numbers in the order of the network's own names where it has them, since a
-checkpoint's classes are not the data's. With ``distill.losses.labels_from = "teacher"`` nobody
-reads the training split's: it may have none, and those it has are zeros from here on.
+checkpoint's classes are not the data's. Words without such an order are numbered as they sort:
+those of the training split, and a word that only the evaluation split has is an error. With
+``distill.losses.labels_from = "teacher"`` nobody reads the training split's: it may have none, and
+those it has are zeros from here on.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ from edgekd.preprocess import Preprocessor
 from edgekd.recipe import Recipe
 
 FORMATS = ("imagefolder", "parquet", "csv")
+LABEL = "label"  # what its column is called on the hub and in most files
+CHUNK = 1 << 16  # rows whose labels are held as Python objects at a time
 
 
 def load(recipe: Recipe) -> Data:
@@ -252,9 +256,10 @@ def _columns(recipe: Recipe, features: Mapping[str, Any], where: str) -> Columns
     for name in [*named, *([settings.label] if settings.label else [])]:
         if name not in types:
             raise ConfigError(f"{where}: has no column {name!r}. {names_that_exist(name, types)}")
-    label = settings.label or _only(
-        types, ("class", "integer", "text" if not text else "class"), named, "label", where
-    )
+    # A column that is called so may hold words beside a text; of others only the type tells.
+    kinds = ("class", "integer", "text" if not text else "class")
+    usual = types.get(LABEL) in (*kinds, "text") and LABEL not in named
+    label = settings.label or (LABEL if usual else _only(types, kinds, named, "label", where))
     if not named:
         wanted = "text" if text else "image"
         named = [_only(types, (wanted,), [label], wanted, where)]
@@ -310,12 +315,13 @@ def _type(feature: Any) -> str:
 
 def _labels(tables: Mapping[str, Any], column: str, what: Interface, where: str) -> list[str]:
     """Names of the classes, in the order of their numbers."""
-    feature = next(iter(tables.values())).features[column]
+    first = next(iter(tables.values()))  # the training split, where its labels are read
+    feature = first.features[column]
     kind = _type(feature)
     if kind == "class":
         names = list(feature.names)
     elif kind == "text":
-        names = sorted({str(v) for table in tables.values() for v in table.unique(column)})
+        names = sorted(word for word in first.unique(column) if word)
     elif kind == "integer":
         values = [v for table in tables.values() for v in table.unique(column)]
         count = what.classes or 1 + max(int(v) for v in values if v is not None)
@@ -338,20 +344,27 @@ def _labels(tables: Mapping[str, Any], column: str, what: Interface, where: str)
 
 def _numbers(table: Any, column: str, labels: Sequence[str], where: str) -> NDArray[np.int64]:
     """Class numbers int64[rows] in the order of `labels`."""
-    feature, cells = table.features[column], table[column][:]
-    kind = _type(feature)
-    if None in cells:
-        raise ConfigError(f"{where}: row {cells.index(None)} has no {column!r}: give it a label")
-    if kind == "integer":
-        numbers = np.array(cells, dtype=np.int64)
-    else:
-        names = feature.names if kind == "class" else None
-        order = {name: number for number, name in enumerate(labels)}
-        named = (cells[i] if names is None else names[cells[i]] for i in range(len(cells)))
-        known = cells if names is None else [None if c < 0 else c for c in cells]
-        if None in known:
-            raise ConfigError(f"{where}: row {known.index(None)} has no label (-1): leave it out")
-        numbers = np.array([order[str(name)] for name in named], dtype=np.int64)
+    feature, rows = table.features[column], table.select_columns([column])
+    order, kind = {name: number for number, name in enumerate(labels)}, _type(feature)
+    numbers = np.empty(len(rows), dtype=np.int64)
+    for start in range(0, len(rows), CHUNK):
+        cells = rows[start : start + CHUNK][column]
+        for index, cell in enumerate(cells, start):
+            if cell is None or cell == "":
+                raise ConfigError(f"{where}: row {index} has no {column!r}: give it a label")
+            if kind == "class" and cell < 0:
+                raise ConfigError(f"{where}: row {index} has no label (-1): leave it out")
+            if kind == "integer":
+                numbers[index] = cell
+                continue
+            name = feature.names[cell] if kind == "class" else cell
+            if name not in order:
+                raise ConfigError(
+                    f"{where}: row {index} has label {name!r}, which neither the training split "
+                    "nor the network's configuration has: correct it, or leave the row out. "
+                    f"{names_that_exist(name, labels[:20])}"
+                )
+            numbers[index] = order[name]
     io = IO(inputs=[], outputs=[], labels=list(labels))
     data.check_labels(where, numbers, io, 0, len(numbers))
     return numbers

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.backends import cudnn, mkldnn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -84,10 +85,10 @@ def plan(
 
 @dataclass
 class _Runs:
-    """What one layer did in a forward pass: a result for each of its runs."""
+    """What one layer did in a forward pass: how many numbers each of its runs answered."""
 
     module: nn.Module
-    outputs: list[Tensor]
+    answered: list[int]
 
 
 def layers(model: nn.Module, inputs: Tensors, io: IO) -> list[Facts]:
@@ -106,7 +107,7 @@ def layers(model: nn.Module, inputs: Tensors, io: IO) -> list[Facts]:
     flow = _Flow()
 
     def note(name: str, module: nn.Module, output: Tensor) -> None:
-        runs.setdefault(name, _Runs(module, [])).outputs.append(output)
+        runs.setdefault(name, _Runs(module, [])).answered.append(output.numel())
         flow.ran(name, output)
 
     handles = [
@@ -189,14 +190,18 @@ def _plain_kernels() -> Iterator[None]:
 
 
 class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows every layer's result from operator to operator, by the memory it lies in."""
+    """Follows every layer's result from operator to operator, by the memory it lies in.
+
+    Memory is known by a weak reference: it lets go of the numbers and keeps the name, so that a
+    pass needs no more than it does unwatched, and no name is ever given twice.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._layers: list[str] = []  # of each run
         self._before: list[frozenset[int]] = []  # of each run, the runs whose results it read
-        self._from: dict[int, frozenset[int]] = {}  # memory -> the runs it was computed from
-        self._alive: list[Tensor] = []  # so that no memory is used twice
+        # memory -> the runs it was computed from
+        self._from: dict[StorageWeakRef, frozenset[int]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -207,7 +212,6 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # An operator that returns nothing writes into what it is given.
         for each in made or (given if func._schema.is_mutable else ()):
             self._from[_memory(each)] = runs
-            self._alive.append(each)
         return result
 
     def ran(self, layer: str, output: Tensor) -> None:
@@ -233,8 +237,8 @@ def _strided(values: Any) -> list[Tensor]:
     return [value for value in found if value.layout is torch.strided and value.numel()]
 
 
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _memory(tensor: Tensor) -> StorageWeakRef:
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -348,9 +352,9 @@ def _facts(name: str, run: _Runs, examples: int, owner: _Owner) -> Facts:
         k=k,
         k_group=weight.shape[1],
         groups=getattr(run.module, "groups", 1),
-        macs=sum(output.numel() for output in run.outputs) * k // examples,
+        macs=sum(run.answered) * k // examples,
         is_output=False,
-        runs=len(run.outputs),
+        runs=len(run.answered),
         tied_to="" if owner.layer == name else owner.layer,
         shared=owner.shared,
     )

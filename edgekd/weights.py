@@ -211,11 +211,16 @@ def _shards(index: Path) -> dict[Path, set[str]]:
                 ".safetensors file beside it"
             )
         shards.setdefault(index.with_name(shard), set()).add(name)
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing or not shards:
+    if not shards:
         raise ConfigError(
-            f"checkpoint {index}: {len(missing)} of its {len(shards)} shards are missing"
-            f"{_first(missing)}, expected all, at least 1: copy the directory again, whole"
+            f"checkpoint {index}: names 0 shards, expected at least 1: copy the directory again"
+        )
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise ConfigError(
+            f"checkpoint {index}: names {len(shards)} shards, of which "
+            f"{len(shards) - len(missing)} lie beside it and {len(missing)} do not"
+            f"{_first(missing)}: copy the directory again, whole"
         )
     return shards
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import sys
 from pathlib import Path
@@ -95,6 +96,26 @@ def test_what_is_not_proven_is_said_and_kept_and_a_cached_choice_asks_no_builder
     monkeypatch.setattr(build, "evidence", fails(*choices.WAYS))
     again = choices.choose(student, Export(), A100, tmp_path / "out")
     assert (again.id, capsys.readouterr().err) == (choice.id, "")
+
+
+@pytest.mark.parametrize("tool", ["tensorrt-rtx", "onnxscript", "nvidia-modelopt"])
+def test_a_choice_for_want_of_a_tool_is_made_anew_once_it_is_installed(
+    tool: str, student: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.metadata.version
+    answers = [choices.Candidate("dynamo", "float"), choices.Candidate("torchscript", "int8")]
+    monkeypatch.setattr(choices, "_first_proven", lambda *_: [answers.pop(0)])
+
+    def without(name: str) -> str:
+        if name == tool:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    kept = []
+    for version in (without, real, real, without):
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        kept.append(choices.choose(student, Export(), A100, tmp_path).results["exporter"])
+    assert kept == ["dynamo", "torchscript", "torchscript", "dynamo"]
 
 
 def test_an_export_that_fails_is_told_without_a_graph(

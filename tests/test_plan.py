@@ -13,7 +13,8 @@ from tiny.recipes import tiny
 from edgekd import plan as planning
 from edgekd import recipe, target
 from edgekd.data import IO, Tensor
-from edgekd.errors import UnsupportedError
+from edgekd.distill.student import distill
+from edgekd.errors import ContractError, UnsupportedError
 from edgekd.plan import Plan, Row, plan, refusals, refuse
 
 A100 = target.load("a100-sxm4-80gb-trt11.4")
@@ -199,3 +200,17 @@ def test_the_shipped_recipe_can_run_on_every_shipped_target() -> None:
     shipped = recipe.load("digits-vit")
     for name in target.names():
         assert refusals(shipped, target.load(name)) == []
+
+
+def test_rows_that_do_not_fall_into_patterns_are_refused_as_in_training(tmp_path: Path) -> None:
+    asked = tiny(tmp_path, sparsity={"pattern_rows": 3})
+    with pytest.raises(ContractError) as caught:
+        plan(asked, CPU)
+    with pytest.raises(ContractError) as trained:
+        distill(asked, tmp_path / "out")
+    assert str(caught.value) == str(trained.value)
+    assert "stem: n is 32, expected a multiple of pattern_rows, 3: exclude" in str(caught.value)
+    assert "choose a divisor of n" in str(caught.value)
+    # With a divisor of every n, or without the arm, it can run.
+    assert plan(tiny(tmp_path, sparsity={"pattern_rows": 32}), CPU).macs_share_sparse > 0
+    assert plan(asked.without("sparse"), CPU).recipe == "tiny"

@@ -195,6 +195,35 @@ def test_each_problem_is_one_sentence(path: str, value: Any, expected: str) -> N
     assert told(with_change(path, value)).startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("sparsity", "said"),
+    [
+        ({"method": "sparsegpt"}, 'sparsity.method = "sparsegpt"'),
+        ({"permute": True, "pattern_rows": 4}, "sparsity.permute = true"),
+        (
+            {"method": "sparsegpt", "permute": True, "release": ["a"]},
+            'sparsity.method = "sparsegpt" and sparsity.permute = true',
+        ),
+    ],
+)
+def test_masks_are_not_chosen_again_beside_a_student_that_has_them(
+    sparsity: dict[str, Any], said: str
+) -> None:
+    document = {**MINIMAL, "student": {"start": "out/student"}, "sparsity": sparsity}
+    assert told(document) == (
+        f"student.start keeps the masks of 'out/student', so {said} would do nothing: remove it, "
+        "or make that Student with it"
+    )
+
+
+def test_what_else_a_recipe_that_goes_on_may_say_of_sparsity() -> None:
+    sparsity = {"method": "magnitude", "permute": False, "pattern_rows": 4, "release": ["a"]}
+    found = recipe.parse(
+        {**MINIMAL, "student": {"start": "out/student"}, "sparsity": sparsity}, "tiny.toml"
+    )
+    assert found.sparsity.pattern_rows == 4
+
+
 def test_missing_keys_are_named() -> None:
     document = {key: value for key, value in MINIMAL.items() if key != "distill"}
     assert told(document) == "distill is missing"

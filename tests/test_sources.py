@@ -222,6 +222,59 @@ def test_sentences_become_ids(make: Maker, suffix: str, tmp_path: Path) -> None:
     assert list(found.files) == ["tokenizer.json"]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_words_in_a_column_called_label(make: Maker, suffix: str, tmp_path: Path) -> None:
+    """What people have: ``text,label``, both words; a number beside them is not taken for it."""
+    rows = [["a good film", "pos", 7], ["a bad film", "neg", 9], ["good plot", "pos", 8]]
+    files.table(tmp_path / f"t.{suffix}", ["text", "label", "id"], rows)
+    files.table(tmp_path / f"e.{suffix}", ["text", "label", "id"], rows[:1])
+    found = sentences(make, suffix, max_length=8)
+    assert found.io.labels == ["neg", "pos"]
+    assert everything(found.train)[1].tolist() == [1, 0, 1]
+    assert everything(found.evaluation)[1].tolist() == [1]
+    assert found.train.take(np.array([1]))[0]["input_ids"][0].tolist() == [2, 5, 7, 8, 3, 0, 0, 0]
+
+
+def test_the_networks_own_names_decide_the_numbers_of_words(make: Maker, tmp_path: Path) -> None:
+    files.table(tmp_path / "t.csv", ["text", "label"], SENTENCES)
+    files.table(tmp_path / "e.csv", ["text", "label"], [["a plot", "mixed"]])
+    names = {"0": "good", "1": "mixed", "2": "bad"}
+    files.config(tmp_path / "bert" / "config.json", files.BERT, id2label=names)
+    found = sentences(make)
+    assert found.io.labels == ["good", "mixed", "bad"]
+    assert everything(found.train)[1].tolist() == [0, 2, 0]
+    assert everything(found.evaluation)[1].tolist() == [1]
+
+
+def test_a_label_that_training_never_saw(make: Maker, tmp_path: Path) -> None:
+    files.table(tmp_path / "t.csv", ["text", "label"], SENTENCES)
+    files.table(tmp_path / "e.csv", ["text", "label"], [["a plot", "bad"], ["a film", "god"]])
+    with pytest.raises(ConfigError) as caught:
+        sentences(make)
+    for words in (
+        "evaluation split: row 1 has label 'god', which neither the training split nor the",
+        'leave the row out. Did you mean "good"? There are: bad, good',
+    ):
+        assert words in str(caught.value)
+
+
+def test_an_empty_cell_is_no_label(make: Maker, tmp_path: Path) -> None:
+    files.table(tmp_path / "t.csv", ["text", "label"], [*SENTENCES, ["a film", ""]])
+    files.table(tmp_path / "e.csv", ["text", "label"], SENTENCES)
+    with pytest.raises(ConfigError, match="train split: row 3 has no 'label': give it a label"):
+        sentences(make)
+
+
+def test_labels_are_read_a_few_rows_at_a_time(
+    make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.table(tmp_path / "t.csv", ["text", "label"], [*SENTENCES, ["a plot", "odd"]])
+    files.table(tmp_path / "e.csv", ["text", "label"], SENTENCES)
+    whole = everything(sentences(make).train)[1].tolist()
+    monkeypatch.setattr(sources, "CHUNK", 3)
+    assert everything(sentences(make).train)[1].tolist() == whole == [1, 0, 1, 2]
+
+
 def test_a_tab_separated_file_has_no_quotes_and_words_are_words(
     make: Maker, tmp_path: Path
 ) -> None:

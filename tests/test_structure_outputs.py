@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from edgekd import data, models, structure
 from edgekd.eligible import LayerPlan
@@ -182,3 +183,26 @@ def test_a_layer_inside_a_layer_is_on_the_way() -> None:
     model = tiny_models.MLP()
     model.head = Adapted()
     assert heads(model) == {"head": ""}
+
+
+class Deep(nn.Module):
+    """Notes after each step which of its results still hold memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(32, 32), nn.Linear(32, 4)
+        self.held: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        results: list[StorageWeakRef] = []
+        for _ in range(6):
+            x = self.first(x).relu() + 1
+            results.append(StorageWeakRef(x.untyped_storage()))
+            self.held.append(sum(not each.expired() for each in results))
+        return self.last(x)
+
+
+def test_what_is_followed_is_not_kept_in_memory() -> None:
+    model = Deep()
+    assert heads(model) == {"last": ""}
+    assert model.held == [1] * 6

@@ -112,7 +112,13 @@ def empty(_: Path, places: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
-        (lose_a_shard, ["1 of its 3 shards are missing (first: model-00002-of", "copy the direct"]),
+        (
+            lose_a_shard,
+            [
+                ": names 3 shards, of which 2 lie beside it and 1 do not (first: model-000",
+                "copy the directory again, whole",
+            ],
+        ),
         (lose_a_tensor, ["in model-00002-of-00003.safetensors 1 are missing there (first: "]),
         (gain_a_tensor, ["0 are missing there, and 1 others are (first: extra)"]),
         (cut, ["model-00002-of-00003.safetensors: is not a safetensors file"]),
@@ -120,7 +126,7 @@ def empty(_: Path, places: dict[str, str]) -> None:
         (absolute, ["model-00001-of-00003.safetensors' for ", "expected the bare name"]),
         (pickled, ["names 'pytorch_model.bin' for ", ".safetensors file beside it"]),
         (forget_a_tensor, ["0 are missing there, and 1 others are (first: "]),
-        (empty, ["0 of its 0 shards are missing, expected all, at least 1"]),
+        (empty, ["names 0 shards, expected at least 1: copy the directory again"]),
     ],
 )
 def test_shards_that_are_not_whole_are_told(

@@ -30,7 +30,7 @@ from edgekd.report import report
 from edgekd.run import run
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(HERE.parent))
 
 import demo  # noqa: E402
 import results  # noqa: E402

@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from edgekd import models, unpack
 from edgekd.data import IO, Arrays
+from edgekd.distill import watch
 from edgekd.errors import ContractError
 from edgekd.structure import LAYERS
 from edgekd.weights import holders
@@ -54,14 +55,7 @@ def pairs(model: nn.Module, inputs: models.Tensors, io: IO) -> list[tuple[str, s
     if not norms(model):
         return []
     trace = _Trace(model)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), trace:
-            outputs = models.forward(model, inputs, io)
-    finally:
-        model.train(training)
-        trace.remove()
+    outputs = watch.traced(model, inputs, io, trace)
     returned = {tensor.untyped_storage().data_ptr() for tensor in outputs.values()}
     alone = {held[0] for held in holders(model) if len(held) == 1}
     return [

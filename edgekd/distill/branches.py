@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from edgekd.data import IO
+from edgekd.distill import watch
 from edgekd.errors import ConfigError
-from edgekd.models import Tensors, forward
+from edgekd.models import Tensors
 from edgekd.structure import first_tensor
 
 _ADD = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__,
@@ -47,21 +48,8 @@ def residual_sites(model: nn.Module, inputs: Tensors, io: IO) -> list[Site]:
         inputs: One example or more.
         io: Names of the outputs.
     """
-    trace = _Trace(inputs)
-    handles = [
-        module.register_forward_hook(trace.produced(name))
-        for name, module in model.named_modules()
-        if name
-    ]
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), trace:
-            forward(model, inputs, io)
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    trace = _Trace(model, inputs)
+    watch.traced(model, inputs, io, trace)
     return trace.sites
 
 
@@ -83,7 +71,7 @@ def chosen_sites(sites: list[Site]) -> list[str]:
 class _Trace(TorchFunctionMode):
     """Notes when each tensor was made, by which module, when it was read, when a softmax ran."""
 
-    def __init__(self, inputs: Tensors) -> None:
+    def __init__(self, model: nn.Module, inputs: Tensors) -> None:
         super().__init__()
         self.sites: list[Site] = []
         self._time = 0
@@ -91,8 +79,18 @@ class _Trace(TorchFunctionMode):
         self._made = {id(tensor): (0, "") for tensor in self._alive}
         self._read: dict[int, list[int]] = {}
         self._softmaxes: list[int] = []
+        self._handles = [
+            module.register_forward_hook(self._produced(name))
+            for name, module in model.named_modules()
+            if name
+        ]
 
-    def produced(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def remove(self) -> None:
+        """Take the hooks off again."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _produced(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         """A forward hook that remembers the innermost module a tensor came from."""
 
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd import progress
-from edgekd.distill import observe, quantize
+from edgekd.distill import observe, quantize, watch
 from edgekd.distill.sparsify import quiet
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ContractError
@@ -174,22 +174,11 @@ def _not_finite(model: nn.Module, planned: Sequence[str], run: Callable[[nn.Modu
     """A sentence about the first planned layer whose input is not finite."""
     found: list[str] = []
 
-    def look(layer: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        value = args[0] if args else kwargs["input"]
-        if not bool(value.isfinite().all()):
+    def look(layer: str, _module: nn.Module, x: Tensor, _output: Tensor) -> None:
+        if not bool(x.isfinite().all()):
             found.append(layer)
 
-    handles = [
-        model.get_submodule(layer).register_forward_pre_hook(
-            lambda _module, args, kwargs, layer=layer: look(layer, args, kwargs), with_kwargs=True
-        )
-        for layer in planned
-    ]
-    try:
-        run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
+    watch.runs(model, planned, run, look)
     where = f"the input of {found[0]}" if found else "an input or a weight"
     return (
         f"calibrate: {where} holds NaN or infinity, expected finite numbers: look for bad values "

@@ -24,7 +24,7 @@ fuse them), and a LayerNorm that the residual stream reads too, as in BERT's pos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ from torch import Tensor, nn
 
 from edgekd import models, progress
 from edgekd.data import IO, Arrays
+from edgekd.distill import watch
+from edgekd.distill.intervention import REPLACE_CONTEXT
 from edgekd.distill.pairs import Pair, pairs
 from edgekd.eligible import LayerPlan
 from edgekd.recipe import Recipe
@@ -49,7 +51,8 @@ def asked(
     alpha, intervention = recipe.quantization.smooth, recipe.distill.intervention
     if alpha is None:
         return []
-    return equalise(model, rows, batches, io, alpha, attention=intervention is None)
+    values = intervention is None or intervention.mode not in REPLACE_CONTEXT
+    return equalise(model, rows, batches, io, alpha, attention=values)
 
 
 def equalise(
@@ -70,7 +73,8 @@ def equalise(
         io: Names of the outputs.
         alpha: Share of the difficulty that moves, 0 to 1.
         attention: Whether values may be scaled too; not where a teacher's context is to take the
-            place of the student's, whose channels would then have other scales.
+            place of the student's, whose channels would then have other scales. A teacher's map
+            mixes tokens and no channels, and a branch's output is made where scales are gone.
 
     Returns:
         One row a site tried: ``producer``, ``consumers``, ``scaled`` and, of a scaled one, the
@@ -226,28 +230,14 @@ def _largest_inputs(
     """max|X_j| of each site's channels over the calibration data, by its first consumer."""
     found: dict[str, Tensor] = {}
 
-    def look(layer: str, module: nn.Module, x: Tensor) -> None:
+    def look(layer: str, module: nn.Module, x: Tensor, _output: Tensor) -> None:
         axis = 1 if isinstance(module, nn.Conv2d) else x.ndim - 1
         size = x.detach().abs().transpose(0, axis).flatten(1).amax(1)
         found[layer] = torch.maximum(found[layer], size) if layer in found else size
 
-    handles = list(_hooked(model, [pair.consumers[0] for pair in sites], look))
-    try:
+    def run(net: nn.Module) -> None:
         for batch in batches:
-            models.run(model, batch, io)
-    finally:
-        for handle in handles:
-            handle.remove()
+            models.run(net, batch, io)
+
+    watch.runs(model, [pair.consumers[0] for pair in sites], run, look)
     return found
-
-
-def _hooked(
-    model: nn.Module, layers: Sequence[str], look: Callable[[str, nn.Module, Tensor], None]
-) -> Iterator[Any]:
-    for layer in layers:
-        yield model.get_submodule(layer).register_forward_pre_hook(
-            lambda module, args, kwargs, layer=layer: look(
-                layer, module, args[0] if args else kwargs["input"]
-            ),
-            with_kwargs=True,
-        )

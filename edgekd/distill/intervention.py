@@ -45,6 +45,8 @@ from edgekd.structure import first_tensor
 
 Signal = Literal["output", "context", "map"]
 _SIGNALS: tuple[Signal, ...] = ("output", "context", "map")
+# Modes in which the teacher's context takes the place of the student's in some steps.
+REPLACE_CONTEXT = ("context", "gradual", "inverted", "stochastic")
 
 
 def signal(settings: TeacherIntervention, steps: int, step: int, seed: int = 0) -> Signal:

@@ -13,7 +13,7 @@ as the teacher's variance, a nat), and its value before the first update. Studen
 stayed below 2.3 of that unit; students that came out at chance, or at half the teacher's accuracy,
 stood above 10 of it for 21 steps or more (demo digits, learning rates 2e-4 to 10, see README). A
 checkpoint is written once the loss of its own weights is known to be in range, so the last one is
-a good one.
+a good one; the result of a run is written as it is.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ def batch_rows(run: Run, step: int) -> NDArray[np.int64]:
 class _Range:
     """What every term is held to, and for how many steps each has been above it.
 
-    Its whole memory is the curve's first row, so a resumed run judges as one that was not: a
-    checkpoint is written only where nothing is above.
+    Its whole memory is the curve, so a resumed run judges as one that was not: a checkpoint is
+    written only where nothing is above.
 
     Attributes:
         left: Terms that are above their limit, with the number of steps.
@@ -173,8 +173,8 @@ class _Range:
 
     def __init__(self, run: Run, curve: Curve) -> None:
         self.left: dict[str, int] = {}
-        self._run, self._first = run, dict(curve[0]) if curve else {}
-        self._latest: tuple[int, dict[str, float]] = (0, {})
+        self._run, self._curve = run, curve
+        self._first = dict(curve[0]) if curve else {}
 
     def check(self, step: int, row: dict[str, float]) -> None:
         """Take a step's terms in; raise where one is not finite or has been above for too long."""
@@ -182,27 +182,36 @@ class _Range:
             if not math.isfinite(value):
                 self._stop(name, step, f"is {value}")
         self._first = self._first or dict(row)
-        self._latest = (step, row)
         above = [name for name, value in row.items() if value > self._limit(name)]
         self.left = {name: self.left.get(name, 0) + 1 for name in above}
         for name, steps in self.left.items():
             if steps >= EXPLODED_STEPS:
-                self._stop(name, step, self._told(name, row[name]))
+                self._stop(name, step, self._told(name, row[name], f"{steps} steps"))
 
     def check_end(self) -> None:
-        """Raise where a term ends above its limit: nothing will bring it back."""
-        step, row = self._latest
+        """Raise where a term ends above its limit, and was above it in most of the last steps.
+
+        A run that ends has no `EXPLODED_STEPS` left to show that a term stays above, so the median
+        of the last ones stands for them. The last step alone is no evidence: one batch of hard
+        examples is above for a step in a sound run too, and the next batch is not. To refuse is to
+        throw a whole training away, and the same seed would end in the same batch again; to let
+        pass what exploded in the very last steps costs little, for its accuracy is told next.
+        """
+        last = self._curve[-EXPLODED_STEPS:]
         for name in self.left:
-            self._stop(name, step, self._told(name, row[name]))
+            above = sum(row.get(name, 0.0) > self._limit(name) for row in last)
+            if 2 * above > len(last):
+                step, value = int(last[-1]["step"]), last[-1][name]
+                self._stop(name, step, self._told(name, value, f"{above} of the last {len(last)}"))
 
     def _limit(self, name: str) -> float:
         unit = self._run.units.get(name, 1.0)
         return EXPLODED_FACTOR * max(unit, self._first.get(name, 0.0))
 
-    def _told(self, name: str, value: float) -> str:
+    def _told(self, name: str, value: float, how_long: str) -> str:
         return (
-            f"has exploded: {value:.3g}, above {self._limit(name):.3g} for {self.left[name]} "
-            f"steps, which is {EXPLODED_FACTOR:g} times what it began at "
+            f"has exploded: {value:.3g}, above {self._limit(name):.3g} for {how_long}, "
+            f"which is {EXPLODED_FACTOR:g} times what it began at "
             f"({self._first.get(name, 0.0):.3g}) or its unit,"
         )
 

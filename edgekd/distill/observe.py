@@ -24,17 +24,16 @@ read the same tensor are decided together, or the tensor would have to be quanti
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgekd.distill import quantize
+from edgekd.distill import quantize, watch
+from edgekd.distill.watch import Run
 from edgekd.eligible import LayerPlan
-from edgekd.errors import ContractError
 from edgekd.quant import INT8_MAX, scale_from_amax
 
 BINS = 2048
@@ -44,7 +43,6 @@ METHODS = ("max", "percentile", "mse", "entropy")
 # Clipping below a sixteenth of the range is not tried, as in TensorRT.
 _FIRST = 128
 _LEVELS = INT8_MAX + 1
-Run = Callable[[nn.Module], None]
 Counts = NDArray[np.int64]
 
 
@@ -66,7 +64,7 @@ def histograms(model: nn.Module, scales: Mapping[str, Tensor], run: Run) -> dict
         bins = (x.detach().abs().flatten() / width).long().clamp_(max=BINS - 1)
         found[layer] += torch.bincount(bins, minlength=BINS).cpu().numpy()
 
-    _watch(model, scales, run, look)
+    watch.runs(model, scales, run, look)
     return found
 
 
@@ -113,7 +111,7 @@ def errors(
             answer = shadows[layer](quantize.fake_quant(x, scale))
             sums[layer][method] += float((answer - output).double().square().sum())
 
-    _watch(model, candidates, run, look)
+    watch.runs(model, candidates, run, look)
     return {
         layer: {method: total / max(counts[layer], 1) for method, total in each.items()}
         for layer, each in sums.items()
@@ -123,24 +121,35 @@ def errors(
 def same_inputs(model: nn.Module, layers: Sequence[str], run: Run) -> dict[str, str]:
     """The first layer, in forward order, that reads the very tensor a layer reads, for each.
 
-    A layer that runs several times reads several tensors; it goes with one that reads them all.
+    A layer that runs several times reads several tensors; it goes with one that reads them all. The
+    first pass in which a layer runs tells: one that the first batch goes around (a branch that
+    depends on the data) is placed by a later batch.
     """
     read: dict[str, list[int]] = {}
-    alive: list[Tensor] = []  # so that no identity is used twice
-    passes: list[None] = []
+    alive: list[Tensor] = []  # so that no identity is used twice in a pass
+    groups: dict[str, str] = {}
 
     def look(layer: str, _module: nn.Module, x: Tensor, _output: Tensor) -> None:
-        if len(passes) == 1:  # the first batch tells, and all of them may not fit in memory
-            alive.append(x)
-            read.setdefault(layer, []).append(id(x))
+        alive.append(x)
+        read.setdefault(layer, []).append(id(x))
 
-    handle = model.register_forward_pre_hook(lambda *_: passes.append(None))
+    def ends(*_: object) -> None:
+        together: dict[tuple[int, ...], list[str]] = {}
+        for layer, ids in read.items():
+            together.setdefault(tuple(ids), []).append(layer)
+        for readers in together.values():
+            first = next((groups[layer] for layer in readers if layer in groups), readers[0])
+            for layer in readers:
+                groups.setdefault(layer, first)
+        read.clear()
+        alive.clear()  # the inputs of all passes may not fit in memory
+
+    handle = model.register_forward_hook(ends)
     try:
-        _watch(model, layers, run, look)
+        watch.runs(model, layers, run, look)
     finally:
         handle.remove()
-    first: dict[tuple[int, ...], str] = {}
-    return {layer: first.setdefault(tuple(ids), layer) for layer, ids in read.items()}
+    return groups
 
 
 def best(
@@ -219,34 +228,3 @@ def _shipped(model: nn.Module, row: LayerPlan) -> nn.Module:
     with torch.no_grad():
         weight.copy_(quantizer.to(weight.device)(weight))
     return module
-
-
-def _watch(
-    model: nn.Module,
-    layers: Sequence[str] | Mapping[str, Any],
-    run: Run,
-    look: Callable[[str, nn.Module, Tensor, Tensor], None],
-) -> None:
-    """Call `look` with each run of each layer: name, module, input and output."""
-
-    def hook(layer: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        x = args[0] if args else kwargs["input"]
-        if not isinstance(x, Tensor) or not isinstance(output, Tensor):
-            raise ContractError(f"calibrate: {layer} takes or gives no tensor, expected one each")
-        with torch.no_grad():
-            look(layer, module, x, output)
-
-    handles = [
-        model.get_submodule(layer).register_forward_hook(
-            lambda module, args, kwargs, output, layer=layer: hook(
-                layer, module, args, kwargs, output
-            ),
-            with_kwargs=True,
-        )
-        for layer in layers
-    ]
-    try:
-        run(model)
-    finally:
-        for handle in handles:
-            handle.remove()

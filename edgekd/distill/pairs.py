@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from edgekd import models, structure
 from edgekd.data import IO
+from edgekd.distill import watch
 from edgekd.weights import holders
 
 # Operators of one tensor that move, repeat, average or pad elements: they may keep channels whole.
@@ -79,15 +80,7 @@ def pairs(model: nn.Module, inputs: models.Tensors, io: IO) -> list[Pair]:
         io: Names of the outputs.
     """
     trace = _Trace(model)
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), trace:
-            outputs = models.forward(model, inputs, io)
-    finally:
-        model.train(training)
-        trace.remove()
-    trace.returned(outputs)
+    trace.returned(watch.traced(model, inputs, io, trace))
     own = {held[0] for held in holders(model) if len(held) == 1}
     blocks = structure.blocks(model)
 

@@ -26,14 +26,13 @@ is not used here. Left out: choosing quantized values at the same time (algorith
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from edgekd import sparse24, structure
-from edgekd.distill import sparsify
+from edgekd.distill import sparsify, watch
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ContractError
 
@@ -134,27 +133,13 @@ def hessians(
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def note(
-        layer: str, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        given = args[0] if args else kwargs["input"]
+    def look(layer: str, module: nn.Module, given: Tensor, _output: Tensor) -> None:
         for x in _as_rows(module, given.detach()):
             product = torch.matmul(x.transpose(1, 2), x).double()
             sums[layer] = sums[layer] + product if layer in sums else product
             counts[layer] = counts.get(layer, 0) + x.shape[1]
 
-    handles = [
-        model.get_submodule(layer).register_forward_pre_hook(
-            lambda module, args, kwargs, layer=layer: note(layer, module, args, kwargs),
-            with_kwargs=True,
-        )
-        for layer in layers
-    ]
-    try:
-        run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
+    watch.runs(model, layers, run, look)
     for layer in layers:
         if layer not in sums:
             raise ContractError(

@@ -81,6 +81,16 @@ def prove(layer: str, mask: Tensor, pattern_rows: int = 1) -> None:
             f"sparsify: the mask of {layer} keeps {int((kept != 2).sum())} of {len(kept)} groups "
             "with other than 2 of 4 weights"
         )
+    prove_rows(layer, mask, pattern_rows)
+
+
+def prove_rows(layer: str, mask: Tensor, pattern_rows: int) -> None:
+    """Assert that each run of so many rows has one pattern.
+
+    Raises:
+        ContractError: One has several, or n is not a multiple of `pattern_rows`.
+    """
+    matrix = as_matrix(mask)
     sparse24.require_rows(len(matrix), pattern_rows, layer)
     tiles = matrix.reshape(len(matrix) // pattern_rows, pattern_rows, -1)
     torn = (tiles != tiles[:, :1]).any(axis=(1, 2))

@@ -2,9 +2,10 @@
 
 `student.start` names the artifact, `sparsity.release` the layers that become dense: their masks are
 dropped, the pruned weights begin at 0 and grow as training wants them. Every other mask is taken
-exactly as it is; none is chosen again, so `sparsity.method` and `sparsity.permute` did their work
-when the first Student was made. Network and plan must be that Student's own, but for what is
-released: masks of another layer's weights would be 2:4 and mean nothing.
+exactly as it is; none is chosen again: `sparsity.method` and `sparsity.permute` did their work when
+the first Student was made, and a recipe that gives them beside it is refused when it is read.
+Network and plan must be that Student's own, but for what is released: masks of another layer's
+weights would be 2:4 and mean nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from edgekd import artifact, kinds
 from edgekd.artifact import Artifact
 from edgekd.distill import sparsify
 from edgekd.eligible import RELEASED, LayerPlan, asks_below_int8
-from edgekd.errors import ConfigError
+from edgekd.errors import ConfigError, ContractError
 from edgekd.recipe import Recipe
+
+# What `edgekd.eligible` says of every layer of an arm without 2:4.
+OFF = "2:4 is off in this arm"
 
 
 def opened(recipe: Recipe) -> Artifact | None:
@@ -74,8 +78,9 @@ def masks(recipe: Recipe, rows: Sequence[LayerPlan], found: Artifact) -> dict[st
         {layer: bool[weight shape]}.
 
     Raises:
-        ConfigError: Its plan is another one.
-        ContractError: A mask is not 2:4, or not shared by as many rows as the recipe asks.
+        ConfigError: Its plan is another one, or its masks are not shared by as many rows as the
+            recipe asks.
+        ContractError: A mask is not 2:4.
     """
     theirs = {row["layer"]: row for row in found.read_json("layers.json")}
     # Weights below 8 bits are stored quantized: as INT8 they would be no better, in silence.
@@ -89,12 +94,27 @@ def masks(recipe: Recipe, rows: Sequence[LayerPlan], found: Artifact) -> dict[st
         if have == want or (mine is not None and _released(mine, theirs.get(layer))):
             continue
         reason = f" ({mine.sparse_reason})" if mine is not None and mine.sparse_reason else ""
-        raise _another(recipe, f"{layer} is {have} in it, expected {want}{reason}")
+        differs = f"{layer} is {have} in it, expected {want}{reason}"
+        raise _another(recipe, differs, _arm_to_leave(mine, theirs.get(layer)))
     stored = load_file(found.file("quantizers.safetensors"))
     kept = {row.layer: stored[f"{row.layer}.mask"].bool() for row in rows if row.sparse}
     for layer, mask in kept.items():
-        sparsify.prove(layer, mask, recipe.sparsity.pattern_rows)
+        sparsify.prove(layer, mask)
+        _prove_rows(recipe, found, layer, mask)
     return kept
+
+
+def _prove_rows(recipe: Recipe, found: Artifact, layer: str, mask: Tensor) -> None:
+    """Assert that rows of a mask share patterns as the recipe asks."""
+    asked, made = recipe.sparsity.pattern_rows, found.config["sparsity"]["pattern_rows"]
+    try:
+        sparsify.prove_rows(layer, mask, asked)
+    except ContractError as error:
+        raise ConfigError(
+            f"recipe {recipe.name}: student.start {recipe.student.start!r} was made with "
+            f"sparsity.pattern_rows = {made}, expected {asked}, and its masks are kept as they are "
+            f"({error}): set sparsity.pattern_rows to {made}, or name a Student made with {asked}"
+        ) from error
 
 
 def _told(row: Mapping[str, Any] | None) -> str:
@@ -110,9 +130,21 @@ def _released(ours: LayerPlan, theirs: Mapping[str, Any] | None) -> bool:
     return was and ours.sparse_reason.endswith(RELEASED)
 
 
-def _another(recipe: Recipe, what: str) -> ConfigError:
+def _arm_to_leave(ours: LayerPlan | None, theirs: Mapping[str, Any] | None) -> str:
+    """The arm that goes on from the other arm's Student; empty where the arms are the same."""
+    if ours is not None and ours.sparse_reason == OFF:
+        return "dense"
+    return "sparse" if theirs is not None and theirs["sparse_reason"] == OFF else ""
+
+
+def _another(recipe: Recipe, what: str, arm: str = "") -> ConfigError:
+    advice = (
+        f"leave '{arm}' out of the recipe's arms, or name a Student of the {arm} arm"
+        if arm
+        else "name a Student of this network, plan and arm, list what becomes dense in "
+        "sparsity.release, or remove student.start"
+    )
     return ConfigError(
         f"recipe {recipe.name}: student.start {recipe.student.start!r} is a checkpoint of another "
-        f"recipe: {what}: name a Student of this network, plan and arm, list what becomes dense in "
-        "sparsity.release, or remove student.start"
+        f"recipe: {what}: {advice}"
     )

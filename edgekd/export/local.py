@@ -108,23 +108,27 @@ def places(path: Path, model: nn.Module, runs: Sequence[Run]) -> list[str]:
     return [waiting[weight].pop(0) for weight in expected]
 
 
-def cut(path: Path, to: Path, names: Sequence[str]) -> None:
+def cut(path: Path, to: Path, runs: Sequence[Run], names: Sequence[str]) -> None:
     """Write a graph whose inner values also come from outside.
 
     Every value of `names` becomes an output, and what used it uses a new input, its name with `FED`
     behind it. The large weights go to a file of the copy's own, ``<to>.data``.
 
+    Args:
+        path: Either graph.
+        to: The copy.
+        runs: What `student` returned.
+        names: What `places` found for them in the float32 graph.
+
     Raises:
-        ContractError: The graph has no such value.
+        ContractError: The graph has no such value: a quantizer is missing in it, or renamed.
     """
     model = ir.load(path)
     made = {value.name: value for node in model.graph for value in node.outputs}
-    for name in dict.fromkeys(names):
+    for run, name in zip(runs, names, strict=True):
         if name not in made:
-            raise ContractError(
-                f"export: {path.name} has no value {name}, which its float32 twin quantizes to: "
-                "the conversion to float16 renamed it, so its layers cannot be compared"
-            )
+            raise ContractError(_lacks(path.name, model.graph, run.layer, name, len(set(names))))
+    for name in dict.fromkeys(names):
         fed = ir.Value(name=name + FED, type=ir.TensorType(ir.DataType.INT8))
         for node, index in list(made[name].uses()):
             node.replace_input_with(index, fed)
@@ -177,6 +181,22 @@ def judge(
         "integers_largest_step": largest,
         "integers_relative": worst,
     }
+
+
+def _lacks(file: str, graph: ir.Graph, layer: str, name: str, expected: int) -> str:
+    """What to say of a graph without a value that its twin has."""
+    found = len({source for _, source in map(_quantized_product, graph) if source})
+    if found < expected:
+        return (
+            f"export: {file} quantizes {found} inputs of products, its float32 twin {expected}: "
+            f"{file} lacks the quantizer before {layer} (value {name}), which the conversion to "
+            "float16 dropped; name the layer in quantization.exclude, or report it"
+        )
+    return (
+        f"export: {file} has no value {name}, to which its float32 twin quantizes the input of "
+        f"{layer}, though both quantize {expected} inputs: the conversion to float16 renamed it, "
+        "so its layers cannot be compared"
+    )
 
 
 def _weight_hashes(model: nn.Module) -> Mapping[str, str]:

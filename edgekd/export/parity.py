@@ -310,7 +310,7 @@ def _layers(model: nn.Module, path: Path, half: Path, inputs: Arrays, io: IO) ->
     for file, limit in ((path, local.FLOAT32_LIMIT), (half, local.FLOAT16_LIMIT)):
         cut = file.with_name(f"{file.stem}.cut.onnx")
         try:
-            local.cut(file, cut, names)
+            local.cut(file, cut, runs, names)
             storage.release()
             got = _answers(_session(cut), [*dict.fromkeys(names), *outputs], {**few, **fed})
         finally:

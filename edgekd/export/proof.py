@@ -54,8 +54,11 @@ def prove(path: Path, half: Path, rows: Sequence[LayerPlan], student: Arrays) ->
     floats: list[dict[str, str]] = []
     for file in (path, half):
         model = qdq.load(file)
-        weights = integers.assign(qdq.quantized_weights(model), _uses(rows, student))
-        integers.prove(weights, int8, sparse)
+        try:
+            weights = integers.assign(qdq.quantized_weights(model), _uses(rows, student))
+            integers.prove(weights, int8, sparse)
+        except ContractError as error:  # which of the two is wrong says where to look
+            raise ContractError(f"export: {file.name}: {error}") from error
         _float_sparse(file.name, model, rows, student)
         found.append(weights)
         floats.append(_floats(model))

@@ -7,6 +7,7 @@ escape. It needs no library beyond the device side's: a Bundle is inspected on i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from edgekd.artifact import Artifact
 from edgekd.report.words import UNJUDGED, duration, percent, size, value, when
 
 _INDENT = "  "
+_WORST = 3  # layers
 _SHARES = {"accuracy", "teacher_accuracy", "top1", "agreement",
            "accuracy_before", "accuracy_after", "kept_before", "kept_after"}  # fmt: skip
 
@@ -42,13 +44,29 @@ def describe(found: Artifact) -> str:
         )
     parts = [f"{found.kind} (schema {manifest.schema_})", *_pairs(head)]
     parts += _section("parents", _pairs(manifest.parents))
-    parts += _section("results", _tree(found.results))
+    parts += _section("results", _tree(_shortened(found.results)))
     sizes = {name: size(entry.bytes) for name, entry in manifest.files.items()}
     parts += _section(
         f"files ({size(sum(e.bytes for e in manifest.files.values()))})", _sizes(sizes)
     )
     parts += _section("after the graph", _postprocess(found))
     return "\n".join(_harmless(line) for line in parts + _details(found))
+
+
+def _shortened(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Results whose tables of a row a layer are a count and the worst; ``--json`` has them all."""
+    found = results.get("calibration")
+    if not found:
+        return results
+    methods, errors = found["methods"], found["errors"]
+    count = Counter(methods.values()).most_common()
+    told: dict[str, Any] = {"layers": ", ".join(f"{n} by {m}" for m, n in count) or "none"}
+    chosen = {layer: errors[layer][methods[layer]] for layer in errors}
+    worst = sorted(chosen, key=lambda layer: -chosen[layer])[:_WORST]
+    if worst:
+        rows = {layer: f"{chosen[layer]:.3g} by {methods[layer]}" for layer in worst}
+        told[f"largest mean squared errors, {len(worst)} of {len(chosen)}"] = rows
+    return {**results, "calibration": told}
 
 
 def _postprocess(found: Artifact) -> list[str]:

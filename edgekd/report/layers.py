@@ -13,7 +13,7 @@ from typing import Any
 from edgekd.artifact import Artifact
 from edgekd.eligible import LayerPlan, share_of_macs
 from edgekd.report.collection import Collection, anchor
-from edgekd.report.words import macs, percent, size
+from edgekd.report.words import NOT_MEASURED, count, listed, macs, percent, plural, size
 
 # Bytes of one weight. 2:4 keeps two of four values, each with two bits that say which (NVIDIA's
 # canonical form, `edgekd.sparse24`).
@@ -101,6 +101,42 @@ def _layer_row(
         tensors=f"{ran['input_dtype']} to {ran['output_dtype']}" if ran else "",
         ran_int8=ran["int8"] if ran else None,
     )
+
+
+@dataclass(frozen=True)
+class Permuted:
+    """What reordering a student's channels gained; each pair is without it and with it."""
+
+    arm: str
+    layers: str
+    undone: str
+    kept: tuple[str, str]
+    accuracy: tuple[str, str]
+    samples: str
+
+
+def permutations(run: Collection) -> list[Permuted]:
+    """A row for each student whose channels were permuted, as its results tell it."""
+    found = []
+    for student in run.of("Student"):
+        told = student.results.get("permutation")
+        if told is None:
+            continue
+        scored = [told["accuracy_before"], told["accuracy_after"]]
+        before, after = (NOT_MEASURED if each is None else percent(each) for each in scored)
+        found.append(
+            Permuted(
+                arm=run.name(student),
+                layers=count(len(told["layers"])),
+                undone=f"put back, for they changed the answers: {listed(told['undone'])}"
+                if told["undone"]
+                else "",
+                kept=(percent(told["kept_before"], 2), percent(told["kept_after"], 2)),
+                accuracy=(before, after),
+                samples="" if None in scored else plural(student.results["samples"], "sample"),
+            )
+        )
+    return found
 
 
 @dataclass(frozen=True)

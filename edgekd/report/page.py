@@ -74,6 +74,7 @@ def _facts(run: Collection) -> dict[str, Any]:
         "tally": Counter(finding.state for claim in found for finding in claim.findings),
         "accuracy": accuracy(run),
         "shares": layers.shares(run),
+        "permutations": layers.permutations(run),
         "layer_tables": layers.layer_tables(run),
         "sizes": layers.sizes(run),
         "losses": curve.plots(run),

@@ -6,7 +6,6 @@ with no way to a package index: what it prints are artifacts that open and verif
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -14,9 +13,9 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from tiny import graphs, programs
 
 from edgekd import artifact, kinds, recipe, target
 from edgekd.artifact import Artifact
@@ -28,16 +27,6 @@ ROOT = Path(__file__).parents[2]
 NOWHERE = "http://127.0.0.1:9"  # the discard port: whatever asks an index fails at once
 ARMS = ("fp16", "sparse")  # each with Samples of its own
 BUSY = ("measure when the host is quieter", "measure again")  # what such refusals end in
-
-
-def from_file(path: str) -> ModuleType:
-    """Another test file's helpers; tests are no package."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / "tests" / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def recipe_with(**gate: float) -> Recipe:
@@ -55,7 +44,7 @@ def recipe_with(**gate: float) -> Recipe:
 @pytest.fixture(scope="module")
 def python310(needs: Callable[[str, bool, str], None]) -> Path:
     """A real CPython 3.10, not a shim that chooses one."""
-    found = from_file("architecture/test_device_side.py").find_python310()
+    found = programs.load("tests/architecture/test_device_side.py").find_python310()
     needs("python3.10", found is not None, "make system-deps, or pyenv install 3.10")
     ask = [found, "-c", "import sys; print(sys.executable)"]
     return Path(subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip())
@@ -66,8 +55,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
     """A cpu Bundle of two arms; its wheels are downloaded once and kept in pytest's cache."""
     assert pytestconfig.cache is not None
     out = tmp_path_factory.mktemp("host") / "out"
-    make_model = from_file("engine/conftest.py").make_model
-    arms = {arm: make_model(out, arm=arm) for arm in ARMS}
+    arms = {arm: graphs.make_model(out, arm=arm) for arm in ARMS}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(pytestconfig.cache.mkdir("device-wheels")))
         made = build(

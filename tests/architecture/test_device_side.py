@@ -9,7 +9,6 @@ the package index once: the environment is kept in .venv-device until what decid
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -17,9 +16,9 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from tiny import graphs
 
 from edgekd import artifact, kinds
 from edgekd.recipe import read_toml
@@ -151,7 +150,7 @@ def test_device_side_tests_pass_on_python_310(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("device")
 def test_an_engine_is_built_and_evaluated_on_python_310(tmp_path: Path) -> None:
-    model = graph_maker().make_model(tmp_path / "out")
+    model = graphs.make_model(tmp_path / "out")
     cli = ["-c", "from edgekd.cli import main; main()"]
     built = run310(*cli, "build", model.path, "--target", "cpu", "--json", cwd=tmp_path)
     engine = artifact.load(Path(json.loads(built)["path"]), kinds.ENGINE)
@@ -159,17 +158,6 @@ def test_an_engine_is_built_and_evaluated_on_python_310(tmp_path: Path) -> None:
     judged = run310(*cli, "evaluate", engine.path, "--json", cwd=tmp_path)
     report = artifact.load(Path(json.loads(judged)["path"]), kinds.ACCURACY_REPORT)
     assert engine.id in report.manifest.parents.values()
-
-
-def graph_maker() -> ModuleType:
-    """tests/engine/conftest.py, which makes a small OnnxModel with its parents."""
-    file = ROOT / "tests" / "engine" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("graph_maker", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.usefixtures("device")

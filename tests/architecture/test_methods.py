@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from tiny import programs
 
 from edgekd.errors import ConfigError
-
-FILE = Path(__file__).parents[2] / "bench" / "methods" / "run.py"
 
 
 @pytest.fixture
 def methods(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(sys, "path", [*sys.path])
-    spec = importlib.util.spec_from_file_location("bench_methods", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "bench_methods", module)
-    spec.loader.exec_module(module)
-    return module
+    return programs.load("bench/methods/run.py")
 
 
 def test_every_row_is_a_recipe_and_has_its_own_name(methods: ModuleType) -> None:

@@ -5,27 +5,21 @@ One whose making takes longer than `LONG_MINUTES` is said to be stale and fails 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import warnings
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tiny import programs
 
-BENCH = Path(__file__).parents[2] / "bench"
-RESULTS = sorted((BENCH / "results").glob("*.json"))
+RESULTS = sorted((programs.ROOT / "bench" / "results").glob("*.json"))
 LONG_MINUTES = 20
 
 
 @pytest.fixture(scope="module")
 def results() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_results", BENCH / "results.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return programs.load("bench/results.py")
 
 
 def test_there_are_results() -> None:

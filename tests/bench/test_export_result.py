@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,19 +9,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tiny import programs
 
-PROGRAM = Path(__file__).parents[2] / "bench" / "export" / "run.py"
+PROGRAM = "bench/export/run.py"
 WEIGHTS = 1000
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_export_run", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return programs.load(PROGRAM)
 
 
 def _turns(*peaks: int) -> list[dict[str, int]]:
@@ -47,7 +42,8 @@ def test_the_aim_is_judged_by_our_worst_turn_and_the_peer_s_best(
 
 
 def test_a_way_prints_its_time_and_peak(tmp_path: Path) -> None:
-    command = [sys.executable, str(PROGRAM), "way", "plan floor", "vit-l", "none", str(tmp_path)]
+    way = ("way", "plan floor", "vit-l", "none", tmp_path)
+    command = [sys.executable, *map(str, (programs.ROOT / PROGRAM, *way))]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(run.stdout.splitlines()[-1])
     assert set(found) == {"took_ns", "peak_bytes"}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import configs, data, forms, models
+from tiny import configs, data, forms, models, taught
 from tiny.recipes import tiny
 from torch import Tensor, nn
 
@@ -194,6 +194,49 @@ def test_values_are_left_alone_where_a_teachers_context_may_take_their_place(
     assert not made & {"v_proj", "value"}
     told = equalise.equalise(model, rows, batches, examples.io, 0.5)
     assert {row["producer"].rpartition(".")[2] for row in told} & {"v_proj", "value"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "scaled"),
+    [
+        (None, True),
+        ("output", True),
+        ("map", True),
+        ("context", False),
+        ("gradual", False),
+        ("inverted", False),
+        ("stochastic", False),
+    ],
+)
+def test_which_modes_of_teacher_intervention_leave_values_alone(
+    mode: str | None, scaled: bool, tmp_path: Path
+) -> None:
+    intervention = {} if mode is None else {"intervention": {"mode": mode}}
+    settings = {"steps": 1, "losses": {"blocks": 0.0}, **intervention}
+    recipe = tiny(tmp_path, configs.VIT, "images", distill=settings, quantization={"smooth": 0.5})
+    examples = sources.load(recipe)
+    model = networks.build(networks.describe(recipe.teacher.model, tmp_path))
+    batches = [examples.train.take(np.arange(16))[0]]
+    told = equalise.asked(recipe, model, rows_of(model, examples), batches, examples.io)
+    assert told
+    assert any(row["producer"].endswith("v_proj") for row in told) is scaled
+
+
+@pytest.mark.parametrize(("mode", "same"), [("output", True), ("map", True), ("context", False)])
+def test_a_teachers_signal_in_a_student_with_scaled_values(mode: str, same: bool) -> None:
+    """Only a context has the values' channels: map and output do to scaled values what they did."""
+    plain, teacher = taught.two(lambda: taught.hf(configs.VIT, "eager"))
+    scaled, io = copy.deepcopy(plain), taught.LOGITS
+    rows = structure.plan(scaled, taught.IMAGES, io, None, Quantization())
+    batch = {name: tensor.numpy() for name, tensor in taught.IMAGES.items()}
+    told = equalise.equalise(scaled, rows, [batch], io, 0.5)
+    assert any(row["producer"].endswith("v_proj") and row["scaled"] for row in told)
+    wanted, found = (
+        taught.passes(taught.acting(mode, pair, taught.IMAGES), pair, taught.IMAGES).detach()
+        for pair in ((plain, teacher), (scaled, teacher))
+    )
+    gap = float((found - wanted).abs().max() / wanted.abs().max())
+    assert (gap < 1e-5) is same
 
 
 def test_a_layer_that_runs_thrice_is_no_site() -> None:

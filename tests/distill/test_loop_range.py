@@ -69,9 +69,16 @@ class TestExploding:
         assert not (tmp_path / loop.CHECKPOINT).exists()
 
     def test_a_run_that_ends_above_its_limit_is_not_kept(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match=r"has exploded: 11, above 10 for 1 steps"):
-            loop.train(run(tmp_path, [0.5, 0.5, 11.0]))
-        assert not (tmp_path / loop.CHECKPOINT).exists()
+        with pytest.raises(ConfigError, match=r"has exploded: 13, above 10 for 3 of the last 4, "):
+            loop.train(run(tmp_path / "a", [0.5, 11.0, 12.0, 13.0]))
+        values = [0.5] * 50 + [500.0] * 5 + [0.5] + [500.0] * 6
+        with pytest.raises(ConfigError) as caught:
+            loop.train(run(tmp_path / "b", values))
+        assert (
+            "has exploded: 500, above 10 for 11 of the last 20, which is 10 times what it began at "
+            "(0.5) or its unit, at step 61 of 62 (learning rate "
+        ) in str(caught.value)
+        assert not list(tmp_path.glob(f"*/{loop.CHECKPOINT}"))
 
 
 class TestGrowing:
@@ -82,6 +89,18 @@ class TestGrowing:
     def test_so_is_one_that_comes_back_in_time(self, tmp_path: Path) -> None:
         spike = [500.0] * (loop.EXPLODED_STEPS - 1)
         assert len(loop.train(run(tmp_path, [0.5, *spike, 0.5, *spike, 0.5]))) == 41
+
+    def test_so_is_one_that_ends_on_a_noisy_batch(self, tmp_path: Path) -> None:
+        # One batch, or the less than half of the last steps that a median does not see.
+        for name, noisy in (("one", [500.0]), ("half", [500.0, 0.5] * 9 + [0.5, 500.0])):
+            values = [0.5] * 30 + noisy
+            assert len(loop.train(run(tmp_path / name, values))) == len(values)
+            assert step_of(tmp_path / name) == len(values)
+
+    def test_a_run_that_has_ended_is_judged_as_it_was(self, tmp_path: Path) -> None:
+        ended = run(tmp_path, [0.5, 0.5, 500.0])
+        curve = loop.train(ended)
+        assert loop.train(run(tmp_path, [], settings=ended.settings)) == curve
 
     def test_a_loss_in_large_units_is_held_to_where_it_began(self, tmp_path: Path) -> None:
         assert loop.train(run(tmp_path / "a", [5e3] + [4e4] * 30))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,12 @@ from torch import Tensor, nn
 
 from edgekd import quant
 from edgekd.distill import observe, quantize
+from edgekd.distill.calibrate import calibration
+from edgekd.eligible import LayerPlan
+from edgekd.errors import ContractError
 from edgekd.models import run
 from edgekd.quant import scale_from_amax
+from edgekd.recipe import Quantization
 
 Counts = NDArray[np.int64]
 BINS = 400  # theirs is a loop in Python
@@ -144,6 +149,39 @@ class TestHistograms:
         assert len(found) == 3
 
 
+class Branching(nn.Module):
+    """Beside a layer that always runs, one of two that read the same tensor, by the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late, self.always, self.early = (nn.Linear(32, 32) for _ in range(3))
+        self.other = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.late if float(x[0, 0]) > 0 else self.early
+        return self.other(branch(x) + self.always(x))
+
+
+def branching(batches: Sequence[str | None]) -> observe.Run:
+    """Batches that each take one of the branches; no batch for None."""
+    x = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+
+    def passes(model: nn.Module) -> None:
+        with torch.no_grad():
+            for number, each in enumerate(batches):
+                given = x + number
+                given[0, 0] = 1.0 if each == "late" else -1.0
+                if each is not None:
+                    model(given)
+
+    return passes
+
+
+def row(layer: str, module: nn.Linear) -> LayerPlan:
+    n, k = module.weight.shape
+    return LayerPlan(layer, "Linear", n, k, n * k, True, "", False, "")
+
+
 class TestBest:
     def test_errors_are_those_of_the_shipped_layer(self) -> None:
         torch.manual_seed(0)
@@ -186,6 +224,26 @@ class TestBest:
         found = observe.same_inputs(Three(), ["a", "b", "c"], feed(16))
         assert found == {"a": "a", "b": "a", "c": "c"}
 
+    def test_a_layer_that_the_first_batch_goes_around_is_placed_by_a_later_one(self) -> None:
+        model = Branching()
+        layers = ["late", "always", "early", "other"]
+        wanted = {"early": "early", "always": "early", "other": "other", "late": "early"}
+        assert observe.same_inputs(model, layers, branching(["early", "late"])) == wanted
+        # The first pass in which a layer runs tells, and what it tells stays.
+        assert observe.same_inputs(model, layers, branching(["early", "late", "early"])) == wanted
+        found = observe.same_inputs(model, layers, branching(["late", "early"]))
+        assert found == {"late": "late", "always": "late", "early": "late", "other": "other"}
+
+    def test_its_error_is_of_the_batches_in_which_it_ran(self) -> None:
+        torch.manual_seed(0)
+        model = Branching().eval()
+        candidates = {"late": {"max": torch.tensor(0.0625)}}
+        rows = [row("late", model.late)]
+        both = observe.errors(model, rows, candidates, branching(["early", "late"]))
+        alone = observe.errors(model, rows, candidates, branching([None, "late"]))
+        assert both == alone
+        assert both["late"]["max"] > 0
+
 
 def test_a_ternary_layers_error_knows_its_mask() -> None:
     from dataclasses import replace
@@ -200,3 +258,35 @@ def test_a_ternary_layers_error_knows_its_mask() -> None:
     wanted = quantize.WeightQuantizer(model.stem.weight != 0, 2)(model.stem.weight)
     assert torch.equal(shipped, wanted)
     assert len(shipped[0].unique()) == 3
+
+
+@pytest.mark.parametrize("order", [["early", "late"], ["late", "early"]])
+@pytest.mark.parametrize(
+    "settings", [{"calibration": "best"}, {"scales": "learned"}], ids=["best", "learned"]
+)
+def test_calibration_of_a_network_whose_branches_depend_on_the_data(
+    settings: dict[str, Any], order: list[str]
+) -> None:
+    torch.manual_seed(0)
+    model = Branching().eval()
+    layers = ["late", "always", "early", "other"]
+    rows = [row(layer, model.get_submodule(layer)) for layer in layers]  # type: ignore[arg-type]
+    found = calibration(model, rows, {}, branching(order), Quantization(**settings))
+    assert sorted(found.methods) == sorted(found.same_input) == sorted(layers)
+    assert len({found.methods[layer] for layer in ("late", "always", "early")}) == 1
+    quantize.attach(
+        model,
+        rows,
+        {},
+        found.scales,
+        learned="scales" in settings,
+        same_input=found.same_input,
+    )
+    branching(order)(model)
+
+
+def test_a_layer_that_never_ran_is_named() -> None:
+    model = Branching().eval()
+    rows = [row("always", model.always), row("late", model.late)]
+    with pytest.raises(ContractError, match="the input of late has amax nan, expected a positive"):
+        calibration(model, rows, {}, branching(["early"]), Quantization(calibration="best"))

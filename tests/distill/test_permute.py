@@ -8,16 +8,15 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tiny import configs, data
-from tiny.recipes import plan, tiny
+from tiny import data
+from tiny.recipes import plan
 from torch import Tensor, nn
 
-from edgekd import models, structure
+from edgekd import models
 from edgekd.data import Data
 from edgekd.distill import permute, sparsify
 from edgekd.distill.pairs import Pair, pairs
 from edgekd.eligible import LayerPlan
-from edgekd.recipe import Quantization, Sparsity
 
 
 def kept(magnitude: Tensor) -> float:
@@ -74,25 +73,14 @@ def test_windows_of_a_wide_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 Network = tuple[nn.Module, list[LayerPlan], Data]
 
 
-@pytest.fixture(scope="module", params=["vit", "bert", "resnet"])
-def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Network:
-    config, source = {
-        "vit": (configs.VIT, data.images),
-        "bert": (configs.BERT, data.tokens),
-        "resnet": (configs.RESNET, data.images),
-    }[request.param]
-    torch.manual_seed(0)
-    recipe = tiny(tmp_path_factory.mktemp("net"), config, source.__name__)
-    model = models.build(models.describe(recipe.teacher.model, recipe.base)).eval()
-    for module in model.modules():
+@pytest.fixture(scope="module")
+def network(network: Network) -> Network:
+    for module in network[0].modules():
         if isinstance(module, nn.BatchNorm2d):  # else nothing tells its channels apart
             for tensor in (module.weight.data, module.bias.data, module.running_mean):
                 tensor.uniform_(0.5, 1.5)
             module.running_var.uniform_(0.5, 1.5)
-    examples = source()
-    one = models.tensors(examples.train.take(np.arange(1))[0], model)
-    rows = structure.plan(model, one, examples.io, Sparsity(), Quantization(convolutions=True))
-    return model, rows, examples
+    return network
 
 
 @pytest.mark.parametrize("pattern_rows", [1, 4])

@@ -24,15 +24,19 @@ def teachers(student: Artifact) -> dict[str, torch.Tensor]:
     return stored(artifact.load(path), "model")
 
 
+Tensors = dict[str, torch.Tensor]
+
+
+def parts(student: Artifact) -> tuple[Tensors, Tensors, Tensors]:
+    """The weights that a student started from, its own, and its masks."""
+    return teachers(student), stored(student, "model"), stored(student, "quantizers")
+
+
 @pytest.mark.parametrize("rows", [1, 8])
 def test_magnitude_keeps_the_larger_weights_as_they_are(rows: int, tmp_path: Path) -> None:
     recipe = tiny(tmp_path, sparsity={"pattern_rows": rows}, distill=UNTRAINED)
     student = distill(recipe, tmp_path / "out")
-    dense, weights, masks = (
-        teachers(student),
-        stored(student, "model"),
-        stored(student, "quantizers"),
-    )
+    dense, weights, masks = parts(student)
     for layer in LAYERS:
         mask = masks[f"{layer}.mask"]
         weight = dense[f"{layer}.weight"]
@@ -43,11 +47,7 @@ def test_magnitude_keeps_the_larger_weights_as_they_are(rows: int, tmp_path: Pat
 def test_sparsegpt_ships_the_weights_that_make_up_for_what_went(tmp_path: Path) -> None:
     recipe = tiny(tmp_path, sparsity={"method": "sparsegpt"}, distill=UNTRAINED)
     student = distill(recipe, tmp_path / "out")
-    dense, weights, masks = (
-        teachers(student),
-        stored(student, "model"),
-        stored(student, "quantizers"),
-    )
+    dense, weights, masks = parts(student)
     for layer in LAYERS:
         mask, weight = masks[f"{layer}.mask"], weights[f"{layer}.weight"]
         sparse24.check(weight.numpy(), layer)

@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import configs, data
+from tiny import data
 from tiny import models as tiny_models
-from tiny.recipes import tiny
 from torch import Tensor, nn
 
-from edgekd import models, sparse24, structure
+from edgekd import models, sparse24
+from edgekd.data import Data
 from edgekd.distill import quantize, sparsegpt, sparsify
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ContractError
-from edgekd.recipe import Quantization, Sparsity
 
 Run = Callable[[nn.Module], None]
 
@@ -116,23 +115,13 @@ def test_the_hessian_of_a_convolution_is_of_the_inputs_its_weights_meet(
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
 
 
-@pytest.fixture(scope="module", params=["vit", "bert", "resnet"])
+@pytest.fixture(scope="module")
 def network(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    network: tuple[nn.Module, list[LayerPlan], Data],
 ) -> tuple[nn.Module, list[LayerPlan], Run]:
     """A small network, its plan, and what passes calibration data through it."""
-    config, source = {
-        "vit": (configs.VIT, data.images),
-        "bert": (configs.BERT, data.tokens),
-        "resnet": (configs.RESNET, data.images),
-    }[request.param]
-    torch.manual_seed(0)
-    recipe = tiny(tmp_path_factory.mktemp("net"), config, source.__name__)
-    model = models.build(models.describe(recipe.teacher.model, recipe.base)).eval()
-    examples = source()
+    model, rows, examples = network
     inputs = examples.train.take(np.arange(32))[0]
-    one = models.tensors({name: array[:1] for name, array in inputs.items()}, model)
-    rows = structure.plan(model, one, examples.io, Sparsity(), Quantization(convolutions=True))
     return model, rows, lambda net: models.run(net, inputs, examples.io)  # type: ignore[return-value]
 
 

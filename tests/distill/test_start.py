@@ -12,7 +12,7 @@ from tiny.recipes import stored, tiny
 
 from edgekd.artifact import Artifact
 from edgekd.distill.student import distill
-from edgekd.errors import ArtifactError, ConfigError, ContractError
+from edgekd.errors import ArtifactError, ConfigError
 from edgekd.recipe import Recipe
 
 RELEASED = ["blocks.0.*"]
@@ -58,12 +58,16 @@ def test_it_starts_from_the_students_weights(first: Artifact, tmp_path: Path) ->
         assert torch.equal(stored(student, "model")[name], tensor), name
 
 
-def test_masks_are_not_chosen_again(first: Artifact, tmp_path: Path) -> None:
-    again = {"method": "sparsegpt", "permute": True}
-    student = distill(going_on(first, tmp_path, sparsity=again), tmp_path / "out")
-    before, after = stored(first, "quantizers"), stored(student, "quantizers")
-    assert all(torch.equal(before[x], after[x]) for x in before if x.endswith(".mask"))
-    assert "permutation" not in student.results
+def test_masks_are_not_chosen_again(tmp_path: Path) -> None:
+    chosen = {"method": "sparsegpt", "permute": True, "pattern_rows": 4}
+    one = distill(tiny(tmp_path, sparsity=chosen), tmp_path / "out")
+    assert "permutation" in one.results
+    for rows in (4, 2, 1):  # what four rows share, two share too
+        recipe = going_on(one, tmp_path, sparsity={"pattern_rows": rows})
+        student = distill(recipe, tmp_path / "out")
+        before, after = stored(one, "quantizers"), stored(student, "quantizers")
+        assert all(torch.equal(before[x], after[x]) for x in before if x.endswith(".mask"))
+        assert "permutation" not in student.results
 
 
 def test_a_student_with_folded_batch_norms(tmp_path: Path) -> None:
@@ -135,7 +139,19 @@ def test_the_dense_arm_does_not_go_on_from_a_sparse_student(
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         distill(going_on(first, tmp_path), tmp_path / "out", "dense")
-    assert "expected Linear n=32 k=32 INT8, dense (2:4 is off in this arm)" in str(caught.value)
+    assert (
+        "stem is Linear n=32 k=32 INT8, 2:4 in it, expected Linear n=32 k=32 INT8, dense (2:4 is "
+        "off in this arm): leave 'dense' out of the recipe's arms, or name a Student of the dense "
+        "arm"
+    ) in str(caught.value)
+
+
+def test_nor_the_2_4_arm_from_a_dense_student(tmp_path: Path) -> None:
+    dense = distill(tiny(tmp_path), tmp_path / "out", "dense")
+    assert refused(going_on(dense, tmp_path), tmp_path).endswith(
+        "stem is Linear n=32 k=32 INT8, dense in it, expected Linear n=32 k=32 INT8, 2:4: leave "
+        "'sparse' out of the recipe's arms, or name a Student of the sparse arm"
+    )
 
 
 def test_weights_of_few_bits_do_not_become_int8_in_silence(tmp_path: Path) -> None:
@@ -148,10 +164,16 @@ def test_weights_of_few_bits_do_not_become_int8_in_silence(tmp_path: Path) -> No
 
 
 def test_masks_that_rows_do_not_share(first: Artifact, tmp_path: Path) -> None:
-    shared = {"pattern_rows": 4}
-    found = refused(going_on(first, tmp_path, sparsity=shared), tmp_path, ContractError)
-    assert "in the mask of stem, 8 of 8 runs of 4 rows have more than one pattern" in found
-    assert "expected one (sparsity.pattern_rows)" in found
+    found = refused(going_on(first, tmp_path, sparsity={"pattern_rows": 4}), tmp_path)
+    assert found == (
+        f"recipe tiny: student.start '{first.path}' was made with sparsity.pattern_rows = 1, "
+        "expected 4, and its masks are kept as they are (sparsify: in the mask of stem, 8 of 8 "
+        "runs of 4 rows have more than one pattern, expected one (sparsity.pattern_rows)): set "
+        "sparsity.pattern_rows to 1, or name a Student made with 4"
+    )
+    found = refused(going_on(first, tmp_path, sparsity={"pattern_rows": 3}), tmp_path)
+    assert "was made with sparsity.pattern_rows = 1, expected 3, and its masks are" in found
+    assert "(stem: n is 32, expected a multiple of pattern_rows, 3: exclude" in found
 
 
 def test_what_is_no_student(first: Artifact, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_runs_of_one_weight_are_told_apart_and_fed(twice: tuple[nn.Module, Path]
     runs, outputs = local.student(model, INPUTS, IO)
     names = local.places(path, model, runs)
     assert len(set(names)) == 3
-    local.cut(path, path.with_name("cut.onnx"), names)
+    local.cut(path, path.with_name("cut.onnx"), runs, names)
     session = ort.InferenceSession(str(path.with_name("cut.onnx")))
     fed = {name + local.FED: run.integers for name, run in zip(names, runs, strict=True)}
 
@@ -106,10 +107,36 @@ def test_a_layer_that_runs_more_often_than_the_graph_has_it(twice: tuple[nn.Modu
 
 
 def test_a_value_that_a_conversion_renamed(twice: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    model, path = twice
+    runs, _ = local.student(model, INPUTS, IO)
+    names = local.places(path, model, runs)
     with pytest.raises(ContractError) as caught:
-        local.cut(twice[1], tmp_path / "cut.onnx", ["gone"])
-    assert "ort.onnx has no value gone, which its float32 twin quantizes to" in str(caught.value)
-    assert "renamed it" in str(caught.value)
+        local.cut(path, tmp_path / "cut.onnx", runs, [names[0], "gone", names[2]])
+    assert (
+        "ort.onnx has no value gone, to which its float32 twin quantizes the input of one, though "
+        "both quantize 3 inputs: the conversion to float16 renamed it" in str(caught.value)
+    )
+
+
+def test_a_quantizer_that_one_graph_lacks(twice: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    model, path = twice
+    runs, _ = local.student(model, INPUTS, IO)
+    names = local.places(path, model, runs)
+    half = ir.load(path)
+    (node,) = (node for node in half.graph if node.outputs[0].name == names[2])
+    (dequantized,) = (use.outputs[0] for use, _ in node.outputs[0].uses())
+    for use, index in list(dequantized.uses()):
+        use.replace_input_with(index, node.inputs[0])
+    half.graph.remove([dequantized.producer(), node], safe=True)
+    ir.save(half, tmp_path / "trt.onnx")
+    with pytest.raises(ContractError) as caught:
+        local.cut(tmp_path / "trt.onnx", tmp_path / "cut.onnx", runs, names)
+    for words in (
+        "trt.onnx quantizes 2 inputs of products, its float32 twin 3",
+        f"trt.onnx lacks the quantizer before two (value {names[2]})",
+        "name the layer in quantization.exclude",
+    ):
+        assert words in str(caught.value)
 
 
 def test_what_is_counted_and_who_is_named() -> None:

@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 from tiny.recipes import UNTRAINED, Breaks, Students, tiny
 from tiny.recipes import export_refused as refused
 
-from edgekd import artifact, kinds, qdq, quant, sparse24
+from edgekd import artifact, kinds, models, qdq, quant, sparse24
 from edgekd.artifact import Artifact
 from edgekd.distill.student import distill
 from edgekd.errors import ContractError, EdgekdError, ToolchainError
 from edgekd.export import model, parity, to_onnx
 from edgekd.export.model import export
 from edgekd.recipe import Export
+from edgekd.weights import save_weights
 
 FAMILIES = {"vit": (12, 14, 2), "bert": (13, 14, 2), "resnet": (5, 7, 0)}
 
@@ -321,3 +322,27 @@ class TestSameAnswer:
         source = artifact.parent(exported("vit"), "source", kinds.STUDENT)
         assert samples.manifest.parents == {"source": source.id}
         assert samples.file("samples.npz").read_bytes() == source.file("samples.npz").read_bytes()
+
+
+def test_an_output_channel_of_zeros(tmp_path: Path) -> None:
+    """Pruned away or never trained: its scale is legal in float16, its integers are zeros."""
+    zeros = tiny(tmp_path, "forms:zeros", distill=UNTRAINED)
+    torch.manual_seed(0)
+    network = models.build({"spec": zeros.teacher.model, "config": None})
+    save_weights(network, tmp_path / "zeros.safetensors")
+    teacher = {"model": zeros.teacher.model, "checkpoint": "zeros.safetensors"}
+    student = distill(tiny(tmp_path, "forms:zeros", teacher=teacher, distill=UNTRAINED), tmp_path)
+    dead = ~network.blocks[0].fc2.weight.detach().numpy().any(axis=1)
+    assert 0 < dead.sum() < dead.size
+    graph = export(student, tmp_path)
+    for file in ("ort.onnx", "trt.onnx"):
+        held = {w.layer: w for w in qdq.quantized_weights(qdq.load(graph.file(file)))}
+        found = held["blocks.0.fc2"]
+        assert np.array_equal(~found.integers.any(axis=1), dead)
+        assert (found.scale[dead] == quant.SCALE_OF_ZERO).all()
+        assert (found.scale.astype(np.float16) >= np.finfo(np.float16).smallest_normal).all()
+        assert sparse24.violations(found.integers) == 0
+        assert not held["blocks.0.fc1"].integers.any()
+    assert graph.results["parity"]["relative"] < parity.FLOAT32_LIMIT
+    assert graph.results["parity"]["float16_relative"] < parity.FLOAT16_LIMIT
+    assert not graph.results["parity"]["vacuous"]

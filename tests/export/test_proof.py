@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from tiny import configs
@@ -18,6 +19,7 @@ from edgekd.distill.student import distill
 from edgekd.errors import ContractError
 from edgekd.export import model, proof
 from edgekd.export.model import export
+from edgekd.export.to_onnx import convert_float16
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +140,29 @@ class TestIntegers:
 
         breaks(change)
         found = refused(student("mlp"), tmp_path, ContractError)
+        assert "export: ort.onnx: 1 of " in found
         assert "blocks.0.fc1 (its input is float)" in found
+
+    def test_a_quantizer_that_trt_onnx_alone_lacks(
+        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def drop(path: Path, half: Path) -> None:
+            convert_float16(path, half)
+            shipped = ir.load(half)
+            graph = shipped.graph
+            node = next(
+                n for n in graph if n.op_type == "QuantizeLinear" and n.inputs[0].producer()
+            )
+            (dequantized,) = (use.outputs[0] for use, _ in node.outputs[0].uses())
+            for use, index in list(dequantized.uses()):
+                use.replace_input_with(index, node.inputs[0])
+            graph.remove([dequantized.producer(), node], safe=True)
+            ir.save(shipped, half)
+
+        monkeypatch.setattr(model, "convert_float16", drop)
+        found = refused(student("mlp"), tmp_path, ContractError)
+        assert "export: trt.onnx: 1 of " in found
+        assert "(its input is float)" in found
 
     def test_the_two_graphs_differ(
         self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

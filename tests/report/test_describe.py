@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from edgekd import artifact
-from edgekd.report.describe import describe
+from edgekd.report.describe import _shortened, _tree, describe
 
 from .conftest import A100, Maker
 from .latencies import accepted, verdict
@@ -31,6 +31,24 @@ def test_a_student_is_described_with_its_plan_and_numbered_reasons(maker: Maker)
         "  [2] output layer: stays in float",
         "  [3] n is 3",
     ]
+
+
+def test_calibration_is_counted_and_the_worst_layers_are_named() -> None:
+    names = ("a", "b", "c", "d")
+    errors = {n: {"max": 0.5 / 2**i, "mse": 0.25 / 2**i} for i, n in enumerate(names)}
+    methods = {"a": "mse", "b": "max", "c": "mse", "d": "mse"}
+    text = "\n".join(_tree(_shortened({"calibration": {"methods": methods, "errors": errors}})))
+    assert text == (
+        "  calibration\n"
+        "    layers  3 by mse, 1 by max\n"
+        "    largest mean squared errors, 3 of 4\n"
+        "      a  0.25 by mse\n"
+        "      b  0.25 by max\n"
+        "      c  0.0625 by mse"
+    )
+    plain = {"calibration": {"methods": dict.fromkeys(names, "max"), "errors": {}}}
+    assert _tree(_shortened(plain)) == ["  calibration", "    layers  4 by max"]
+    assert _shortened({"layers": 4}) == {"layers": 4}
 
 
 def test_nested_results_and_file_sizes_are_aligned(maker: Maker) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from tiny import programs
 
 from edgekd.artifact import Artifact
 from edgekd.report import report
@@ -19,7 +19,6 @@ from edgekd.run import Result
 from .conftest import A100, Maker
 from .latencies import latency, samples, scenario
 
-VIT_S = Path(__file__).parents[2] / "bench/vit_s/run.py"
 ARMS = ("fp16", "dense", "sparse")  # ratios are to the first
 
 
@@ -53,12 +52,7 @@ def larger(tmp_path: Path) -> Artifact:
 
 @pytest.fixture(scope="module")
 def vit_s() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("vit_s_run", VIT_S)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return programs.load("bench/vit_s/run.py")
 
 
 def test_each_network_has_its_own_subsection_the_runs_first(
@@ -140,7 +134,7 @@ def test_a_smaller_network_is_described_by_its_layers(vit_s: ModuleType, tmp_pat
 
 
 def test_the_demo_is_the_one_that_make_runs(vit_s: ModuleType) -> None:
-    makefile = (VIT_S.parents[2] / "Makefile").read_text(encoding="utf-8")
+    makefile = (programs.ROOT / "Makefile").read_text(encoding="utf-8")
     recipe = makefile.split("\ndemo:")[1].split("\n\n")[0]
     assert f"edgekd run {vit_s.demo.RECIPE} " in recipe
     assert recipe.count("--target ") == len(vit_s.demo.TARGETS)
