@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import ConfigError, EdgekdError
+from edgekd.errors import ConfigError, EdgekdError, names_that_exist
 from edgekd.io_json import IO, Image, Nothing, Tensor, Text
+from edgekd.sections import Export
 
 __all__ = [  # what a user's data code needs, the parts of `io_json` included
     "IO",
@@ -36,6 +37,7 @@ __all__ = [  # what a user's data code needs, the parts of `io_json` included
     "python_module",
     "python_object",
     "recorded",
+    "require_sizes",
 ]
 
 Arrays = dict[str, NDArray[Any]]
@@ -127,6 +129,24 @@ def load(source: str) -> Data:
     for name, split in (("train", data.train), ("evaluation", data.evaluation)):
         _check_split(f"data.source {source!r}, {name} split", split, data.io)
     return data
+
+
+def require_sizes(io: IO, settings: Export) -> None:
+    """Every changing size of the inputs has its limits, and nothing else has.
+
+    Raises:
+        ConfigError: A symbol in a shape has none in ``[export]``, or there is no such symbol.
+    """
+    symbols = {size for t in io.inputs for size in t.shape if isinstance(size, str)} | {"batch"}
+    for name in sorted(symbols - set(settings.sizes)):
+        raise ConfigError(
+            f"export: the inputs have the changing size {name!r}, and the recipe says nothing of "
+            f"it: add [export.dynamic.{name}] with min, opt and max"
+        )
+    for name in sorted(set(settings.sizes) - symbols):
+        raise ConfigError(
+            f"export.dynamic.{name}: no input has this size. {names_that_exist(name, symbols)}"
+        )
 
 
 def inputs_of(samples: Mapping[str, NDArray[Any]]) -> Arrays:

@@ -21,6 +21,7 @@ from edgekd.recipe import Recipe
 
 Config = dict[str, Any]
 FROM_NOTHING = 0.5  # mean and std: 0..1 becomes -1..1
+SEQUENCE = "sequence"  # the open size of a text; [export.dynamic] gives its limits
 
 
 @dataclass(frozen=True)
@@ -99,24 +100,36 @@ def _text(
     known = full(config) if config else {}
     settings = recipe.data
     held = any((directory / name).is_file() for name in processors.VOCABULARIES)
+    longest, is_open = _longest(recipe)
     if settings.source == "random" and settings.preprocess is None and not held:
         # Ids can be drawn without a tokenizer; with one, what is made also answers a sentence.
-        longest = settings.max_length or int(known.get("max_position_embeddings", 512))
-        drawn = _ids(["input_ids", "attention_mask"], longest, int(known["vocab_size"]))
+        longest = longest or int(known.get("max_position_embeddings", 512))
+        length = SEQUENCE if is_open else longest
+        drawn = _ids(["input_ids", "attention_mask"], length, int(known["vocab_size"]))
         return Interface(drawn, Nothing(), labels, classes)
     pair = settings.text_pair is not None
-    found = processors.text_of_directory(directory, known, settings.max_length, pair)
+    found = processors.text_of_directory(directory, known, longest, pair)
     vocabulary = int(known.get("vocab_size", found.vocabulary))
     if found.vocabulary > vocabulary:
         raise ConfigError(
             f"{directory}: its tokenizer makes ids up to {found.vocabulary - 1}, the network takes "
             f"up to {vocabulary - 1}: give the tokenizer of this network"
         )
-    # A symbol where the recipe exports the length as an open size (see [export.dynamic]).
-    dynamic = getattr(recipe.export, "dynamic", None) or {}
-    length = "sequence" if "sequence" in dynamic else found.steps.max_length
-    inputs = _ids(found.inputs, length, vocabulary)
+    inputs = _ids(found.inputs, SEQUENCE if is_open else found.steps.max_length, vocabulary)
     return Interface(inputs, found.steps, labels, classes, {TOKENIZER: found.content})
+
+
+def _longest(recipe: Recipe) -> tuple[int | None, bool]:
+    """Ids of the longest sentence, as far as the recipe says; whether shorter ones stay shorter."""
+    asked, sizes = recipe.data.max_length, recipe.export.dynamic.get(SEQUENCE)
+    if sizes is None:
+        return asked, False
+    if asked is not None and asked > sizes.max:
+        raise ConfigError(
+            f"recipe {recipe.name}: data.max_length is {asked} and export.dynamic.{SEQUENCE}.max "
+            f"{sizes.max}: an engine would refuse the longer sentences: make them the same"
+        )
+    return asked or sizes.max, True
 
 
 def _ids(names: Sequence[str], length: int | str, vocabulary: int) -> list[Tensor]:

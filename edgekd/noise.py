@@ -7,6 +7,7 @@ agreement with the teacher and the distance of the outputs are measured as ever.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,6 @@ from numpy.typing import NDArray
 from edgekd import interface
 from edgekd.data import IO, Arrays, Data
 from edgekd.errors import ConfigError
-from edgekd.io_json import Text
 from edgekd.recipe import Recipe
 
 TRAIN_ROWS = 256
@@ -30,13 +30,13 @@ class Noise:
         io: Shapes and ranges of the inputs.
         rows: Number of rows.
         seed: Of the split.
-        open: Size of what a symbol other than the batch stands for.
+        open: Size that each symbol other than the batch stands for.
     """
 
     io: IO
     rows: int
     seed: tuple[int, int]
-    open: int = 1
+    open: Mapping[str, int]
 
     def __len__(self) -> int:
         return self.rows
@@ -51,7 +51,7 @@ class Noise:
         for row in rows:
             random = np.random.default_rng([*self.seed, int(row)])
             for tensor in self.io.inputs:
-                shape = [size if isinstance(size, int) else self.open for size in tensor.shape[1:]]
+                shape = [s if isinstance(s, int) else self.open[s] for s in tensor.shape[1:]]
                 low, high = tensor.range or (0.0, 1.0)
                 cell: NDArray[Any]
                 if tensor.dtype == "float32":
@@ -85,7 +85,7 @@ def draw(recipe: Recipe) -> Data:
     what = interface.of_recipe(recipe)
     labels = what.labels or [str(number) for number in range(what.classes or 2)]
     io = what.io(labels).model_copy(update={"random": True})
-    longest = io.preprocess.max_length if isinstance(io.preprocess, Text) else 1
+    longest = {name: size.max for name, size in recipe.export.dynamic.items()}
     return Data(
         train=Noise(io, TRAIN_ROWS, (recipe.seed, 0), longest),
         evaluation=Noise(io, recipe.data.samples, (recipe.seed, 1), longest),

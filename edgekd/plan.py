@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekd import models, sources, structure, traffic
+from edgekd import data, models, sources, structure, traffic
 from edgekd.data import IO
 from edgekd.distill.sparsify import require_rows
 from edgekd.distill.teacher import require_loss
@@ -151,6 +151,7 @@ def plan(recipe: Recipe, target: Target) -> Plan:
     """
     refuse(recipe, [target])
     examples = sources.load(recipe)
+    data.require_sizes(examples.io, recipe.export)
     require_loss(recipe, examples.io)
     spec = recipe.student.model or recipe.teacher.model
     student = models.build(models.describe(spec, recipe.base, examples.io.labels))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgekd import artifact, choice, kinds, progress
+from edgekd import artifact, choice, data, kinds, progress
 from edgekd.artifact import Artifact
 from edgekd.bench.bench import bench, newest
 from edgekd.bench.scenario import Scenario
@@ -51,6 +51,7 @@ def run(
     Raises:
         EdgekdError: Whatever stage met a problem says so; finished artifacts stay.
     """
+    from edgekd import sources
     from edgekd.distill.teacher import teach
     from edgekd.plan import refuse
     from edgekd.report import report
@@ -58,6 +59,7 @@ def run(
     if len(set(recipe.arms)) != len(recipe.arms):
         raise ConfigError(f"recipe {recipe.name}: arms are {recipe.arms}: name each arm once")
     refuse(recipe, targets)
+    data.require_sizes(sources.load(recipe).io, recipe.export)
     made: list[Artifact] = []
     with progress.stage("teacher") as done:
         made.append(teach(recipe, out))

@@ -118,8 +118,15 @@ def test_text_is_as_long_as_asked_or_open(make: Maker, tmp_path: Path) -> None:
     assert [tensor.shape for tensor in found.inputs] == [["batch", 9]] * 3
     assert interface.of_recipe(make("hf:bert")).inputs[0].shape == ["batch", 24]
     sizes = {"dynamic": {"sequence": {"min": 2, "opt": 8, "max": 9}}}
-    found = interface.of_recipe(make("hf:bert", export=sizes, max_length=9))
-    assert found.inputs[0].shape == ["batch", "sequence"]
+    for asked in (9, 5, None):
+        found = interface.of_recipe(make("hf:bert", export=sizes, max_length=asked))
+        assert found.inputs[0].shape == ["batch", "sequence"]
+        assert isinstance(found.preprocess, Text)
+        assert found.preprocess.max_length == (asked or 9)
+    with pytest.raises(ConfigError) as caught:
+        interface.of_recipe(make("hf:bert", export=sizes, max_length=10))
+    assert "data.max_length is 10 and export.dynamic.sequence.max 9" in str(caught.value)
+    assert "an engine would refuse the longer sentences: make them the same" in str(caught.value)
 
 
 def test_a_tokenizer_of_another_network_is_told(make: Maker, tmp_path: Path) -> None:

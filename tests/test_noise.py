@@ -85,14 +85,15 @@ def test_noise_for_a_network_with_its_tokenizer_says_how_a_sentence_is_read(
     assert not inputs["token_type_ids"].any()
 
 
-def test_noise_of_an_open_length_is_as_long_as_the_network_takes(
-    make: Maker, tmp_path: Path
-) -> None:
+def test_noise_of_an_open_length_is_as_long_as_an_engine_takes(make: Maker, tmp_path: Path) -> None:
     files.vocabulary(files.config(tmp_path / "bert" / "config.json", files.BERT).parent)
     sizes = {"dynamic": {"sequence": {"min": 2, "opt": 8, "max": 9}}}
-    found = sources.load(make("hf:bert", export=sizes, max_length=9))
-    assert found.io.inputs[0].shape == ["batch", "sequence"]
-    assert found.train.take(np.arange(2))[0]["input_ids"].shape == (2, 9)
+    # With its tokenizer, whatever else is asked for, and without.
+    files.config(tmp_path / "bert.json", files.BERT)
+    for spec, longest in (("hf:bert", 9), ("hf:bert", None), ("hf:bert.json", None)):
+        found = sources.load(make(spec, export=sizes, max_length=longest))
+        assert found.io.inputs[0].shape == ["batch", "sequence"]
+        assert found.train.take(np.arange(2))[0]["input_ids"].shape == (2, 9)
 
 
 def test_labels_of_noise_are_not_learned(make: Maker) -> None:

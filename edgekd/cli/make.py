@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from edgekd import artifact, kinds, progress, recipe, target
+from edgekd import artifact, data, kinds, progress, recipe, target
 from edgekd.artifact import Artifact
 from edgekd.cli.options import (
     document,
@@ -110,12 +110,14 @@ def compress(recipe_name: str, no_sparsity: bool, out: Path | None, as_json: boo
 
     What is "auto" in its [export] section is as for `edgekd export`.
     """
+    from edgekd import sources
     from edgekd.distill.student import distill
     from edgekd.export.model import export
     from edgekd.plan import refuse
 
     loaded, out = recipe.load(recipe_name), out or Path("out")
     refuse(loaded, [])
+    data.require_sizes(sources.load(loaded).io, loaded.export)
     arm = _student_arm(no_sparsity)
     with progress.stage(f"distill {arm}"):
         student = distill(loaded, out, arm)

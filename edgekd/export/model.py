@@ -31,7 +31,7 @@ from edgekd.artifact import (
 )
 from edgekd.data import IO, Arrays
 from edgekd.eligible import LayerPlan, refuse_below_int8, share_of_macs
-from edgekd.errors import ConfigError, ContractError, names_that_exist
+from edgekd.errors import ContractError
 from edgekd.export import parity, qdq_form, refusals, storage
 from edgekd.export.attention import count_attention
 from edgekd.export.proof import prove, structure_hash
@@ -161,17 +161,8 @@ def _write(source: Artifact, samples: Artifact, settings: Export, work: Work) ->
 
 
 def _form(settings: Export, io: IO) -> Form:
-    """How the graphs are made; every symbol of the inputs has sizes, and every size a symbol."""
-    symbols = {size for t in io.inputs for size in t.shape if isinstance(size, str)} | {"batch"}
-    for name in sorted(symbols - set(settings.sizes)):
-        raise ConfigError(
-            f"export: the inputs have the changing size {name!r}, and the recipe says nothing of "
-            f"it: add [export.dynamic.{name}] with min, opt and max"
-        )
-    for name in sorted(set(settings.sizes) - symbols):
-        raise ConfigError(
-            f"export.dynamic.{name}: no input has this size. {names_that_exist(name, symbols)}"
-        )
+    """How the graphs are made."""
+    data.require_sizes(io, settings)
     limits = {name: (size.min, size.max) for name, size in settings.sizes.items()}
     return Form(settings.opset, settings.exporter, settings.weights, limits)  # type: ignore[arg-type]
 

@@ -73,6 +73,19 @@ def test_a_recipe_that_cannot_work(
 
 
 @pytest.mark.parametrize(
+    "verb", [("run",), ("compress",), ("plan", "--target", "jetson-agx-orin-64gb-jp6.2")]
+)
+def test_a_size_that_no_input_has_is_refused_before_training(
+    tmp_path: Path, verb: tuple[str, ...]
+) -> None:
+    sizes = "[export.dynamic.sequence]\nmin = 1\nopt = 8\nmax = 16\n[distill]\n"
+    path, out = _changed(tmp_path, "[distill]\n", sizes), tmp_path / "out"
+    words = ("export.dynamic.sequence: no input has this size", "There are: batch")
+    _refused(verb[0], path, *verb[1:], *(() if verb[0] == "plan" else ("--out", out)), words=words)
+    assert not out.exists() or not list(out.iterdir())
+
+
+@pytest.mark.parametrize(
     ("body", "words"),
     [
         ("labels[5] = 10", ("example 5 has label 10", "0 to 9")),
