@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,75 @@ def shares(
             "of_bandwidth": round(bytes_moved(name, m, n, k) / seconds / gigabytes_per_s / 1e9, 4),
         }
     return found
+
+
+# What the kernels are held to where there is a GPU.
+LARGE_M = 1576  # 8 images of a ViT
+OF_R, OF_RAW_RATE, WINS = 0.75, 0.7, 0.8
+_EPILOGUE = "cusparselt_and_epilogue"
+
+
+def aims(rows: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What was wanted, how many shapes reach it, and each that does not.
+
+    Args:
+        rows: As gpu.py writes them, `shares` included.
+        rates: Of the two instructions, and r, their ratio.
+
+    Returns:
+        For each aim what it is, the share of shapes wanted and found (None where there is none to
+        judge), whether it is met, and the shapes that fall short with what they reached.
+    """
+    large = [row for row in rows if row["m"] >= LARGE_M]
+    gains = [(row, row["us"]["dense_twin"] / row["us"]["sparse"]) for row in large]
+    raw = [(row, row["sparse"]["of_raw_rate"]) for row in large]
+    small = [
+        (row, row["us"][_EPILOGUE] / row["us"]["sparse"])
+        for row in rows
+        if row["tile"].startswith("small") and _EPILOGUE in row["us"] and _width(row) in (384, 768)
+    ]
+    gain = OF_R * rates["r"]
+    return [
+        _aim(f"sparse over its dense twin, m >= {LARGE_M}: {OF_R} r", gains, gain, 1.0),
+        _aim(f"share of the raw IMMA.SP rate, m >= {LARGE_M}", raw, OF_RAW_RATE, 1.0),
+        _aim("cuSPARSELt and epilogue over ours, few tokens, ViT-S and -B", small, 1.0, WINS),
+    ]
+
+
+def _aim(
+    what: str, found: Sequence[tuple[Mapping[str, Any], float]], least: float, share: float
+) -> dict[str, Any]:
+    short = [
+        {**{name: row[name] for name in ("m", "n", "k", "l2", "tile")}, "found": round(value, 3)}
+        for row, value in found
+        if value < least
+    ]
+    reached = 1 - len(short) / len(found) if found else None
+    return {
+        "aim": what,
+        "least": round(least, 3),
+        "shapes": len(found),
+        "share_wanted": share,
+        "share_found": None if reached is None else round(reached, 4),
+        "met": None if reached is None else reached >= share,
+        "short": short,
+    }
+
+
+def _width(row: Mapping[str, Any]) -> int:
+    """Features of the network, d: a layer of it is d, 3 d or 4 d wide."""
+    return min(int(row["n"]), int(row["k"]))
+
+
+def tell(document: Mapping[str, Any]) -> None:
+    """Print each aim and how far it is met."""
+    for aim in document["aims"]:
+        share = "no shape to judge" if aim["met"] is None else f"{aim['share_found']:.0%}"
+        verdict = {None: "not judged", True: "met", False: "not met"}[aim["met"]]
+        print(
+            f"{aim['aim']}, at least {aim['least']}: {share} of {aim['shapes']}, "
+            f"{aim['share_wanted']:.0%} wanted: {verdict}"
+        )
 
 
 def draw(document: Mapping[str, Any], path: Path) -> None:
