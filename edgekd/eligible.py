@@ -32,6 +32,7 @@ NO_TARGET = (
 )
 
 # Of a layer whose pruned weights a student goes on with, see `edgekd.distill.start`.
+DENSE_ARM = "2:4 is off in this arm"
 RELEASED = "released to dense (sparsity.release)"
 
 
@@ -226,7 +227,7 @@ def _int8_reason(facts: Facts, section: Quantization | None) -> str:
 def _sparse_reason(facts: Facts, section: Sparsity | None) -> str:
     """Why a layer stays dense; empty when it is planned for 2:4."""
     if section is None:
-        return "2:4 is off in this arm"
+        return DENSE_ARM
     if facts.k_group % 4:
         return f"k per group is {facts.k_group}, not a multiple of 4: 2:4 is not defined on it"
     if facts.k_group % 16:

@@ -149,6 +149,10 @@ class Prepared:
         sparsity = recipe.sparsity if arm == "sparse" else None
         self.rows = structure.plan(student, one, examples.io, sparsity, recipe.quantization)
         _anything_planned(recipe, self.rows, arm)
+        # Tried before anything is trained: a mode that these networks cannot take ends here.
+        tried = _intervention(recipe, student, teacher, one, examples.io)
+        if tried is not None:
+            tried.remove()
         feed = samples.batches(examples, recipe.quantization.calibration_samples)
         self._equalised = equalise.asked(recipe, student, self.rows, feed, examples.io)
         self._masks, self._pruned = prune.masks(recipe, student, self.rows, examples, feed)

@@ -19,12 +19,9 @@ from torch import Tensor
 from edgekd import artifact, kinds
 from edgekd.artifact import Artifact
 from edgekd.distill import sparsify
-from edgekd.eligible import RELEASED, LayerPlan, asks_below_int8
+from edgekd.eligible import DENSE_ARM, RELEASED, LayerPlan, asks_below_int8
 from edgekd.errors import ConfigError, ContractError
 from edgekd.recipe import Recipe
-
-# What `edgekd.eligible` says of every layer of an arm without 2:4.
-OFF = "2:4 is off in this arm"
 
 
 def opened(recipe: Recipe) -> Artifact | None:
@@ -132,9 +129,9 @@ def _released(ours: LayerPlan, theirs: Mapping[str, Any] | None) -> bool:
 
 def _arm_to_leave(ours: LayerPlan | None, theirs: Mapping[str, Any] | None) -> str:
     """The arm that goes on from the other arm's Student; empty where the arms are the same."""
-    if ours is not None and ours.sparse_reason == OFF:
+    if ours is not None and ours.sparse_reason == DENSE_ARM:
         return "dense"
-    return "sparse" if theirs is not None and theirs["sparse_reason"] == OFF else ""
+    return "sparse" if theirs is not None and theirs["sparse_reason"] == DENSE_ARM else ""
 
 
 def _another(recipe: Recipe, what: str, arm: str = "") -> ConfigError:

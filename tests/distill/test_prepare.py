@@ -116,6 +116,20 @@ def test_intervention_follows_begin(tmp_path: Path) -> None:
     assert prepared.finish(tmp_path / "out").results["intervention_sites"]
 
 
+def test_a_mode_that_a_network_cannot_take_is_refused_before_anything_is_changed(
+    tmp_path: Path,
+) -> None:
+    distill = {"steps": 4, "batch_size": 16, "intervention": {"mode": "map"}}
+    recipe = tiny(tmp_path, configs.RESNET, "images", distill=distill, sparsity={"permute": True})
+    student, teacher = networks(recipe)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    with pytest.raises(ConfigError, match="intervention: mode 'map' needs attention"):
+        edgekd.prepare(student, teacher, recipe)
+    after = student.state_dict()
+    assert set(after) == set(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
 def test_transformers_trainer_is_such_a_loop(tmp_path: Path) -> None:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
