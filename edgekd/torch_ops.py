@@ -152,17 +152,19 @@ def sparse_gemm_s8_packed(
     # Kept in a list until after the launch: the kernel gets addresses, which own nothing.
     inputs = [None if t is None else t.contiguous() for t in (x, weights, scale, bias, extra)]
     address = [0 if each is None else each.data_ptr() for each in inputs]
-    kernels.gemm(
-        _output(output),
-        (x.numel() // k, n, k),
-        address[0],
-        address[1],
-        y.data_ptr(),
-        scale=address[2],
-        bias=address[3],
-        extra=address[4],
-        stream=torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0,
-    )
+    # The library launches on the current device; torch makes x's current for none of our operators.
+    with torch.cuda.device(x.device if x.is_cuda else -1):
+        kernels.gemm(
+            _output(output),
+            (x.numel() // k, n, k),
+            address[0],
+            address[1],
+            y.data_ptr(),
+            scale=address[2],
+            bias=address[3],
+            extra=address[4],
+            stream=torch.cuda.current_stream().cuda_stream if x.is_cuda else 0,
+        )
     return y
 
 

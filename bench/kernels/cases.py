@@ -1,12 +1,15 @@
 """A layer and its tokens on the GPU, in the form each peer wants, and the calls that run them.
 
-Every call ends in the same int8 result. A library's kernel answers INT32 sums, so its time includes
-scale, bias, GELU and requantization as separate operators: that is what a network without a fused
+Every call ends in the same int8 result, contiguous as the next layer wants it. A library's kernel
+answers INT32 sums, so scale, bias, GELU and requantization are a kernel of their own behind it,
+compiled into one where torch can (`EPILOGUE` says which): that is what a network without a fused
 kernel runs. Its bare product is timed beside it.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +23,8 @@ from edgekd.sparse_gemm import OUTPUTS, Output
 
 DEVICE = "cuda"
 OUT_SCALE = 0.0428
-_ROWS = 32  # both libraries want tokens in multiples of it
+# torch._int_mm wants more than 16 tokens, cuSPARSELt's int8 a multiple of 16.
+_FEWEST_ROWS, _ROWS = 17, 16
 Call = Callable[[], Any]
 
 
@@ -72,28 +76,50 @@ class Case:
             sparse=sparse, tile=tile, stream=torch.cuda.current_stream().cuda_stream,
         )  # fmt: skip
 
-    def peers(self) -> tuple[dict[str, Call], dict[str, str]]:
-        """The products of the shape that torch has, and the words of those that refuse it."""
+    def peers(self, check: bool = True) -> tuple[dict[str, Call], dict[str, str]]:
+        """The products of the shape that torch has, and the words of those that refuse it.
+
+        A product that gives other sums than ours, or cannot be captured into a graph, counts as
+        refused: neither its time nor an error in the middle of the others' is worth anything.
+
+        Args:
+            check: Whether `y` holds our own INT32 sums to compare with.
+        """
         m, weights = self.m, self.layer.weights
-        x = torch.zeros(-(-m // _ROWS) * _ROWS, self.layer.k, dtype=torch.int8, device=DEVICE)
-        x[:m] = self.x
         calls: dict[str, Call] = {}
         refused: dict[str, str] = {}
         for name, prepare in (("cublaslt", _cublaslt), ("cusparselt", _cusparselt)):
             try:
-                product = prepare(x, weights)
-                product()
+                product = prepare(self.x, weights)
+                sums = product()[:m]
+                if check and not torch.equal(sums, self.y["s32"]):
+                    refused[name] = f"{int((sums != self.y['s32']).sum())} sums are not ours"
+                    continue
+                whole = functools.partial(_finish, product, m, self.layer)
+                whole()
+                torch.cuda.synchronize()
+                with torch.cuda.graph(torch.cuda.CUDAGraph()):
+                    whole()
             except (RuntimeError, NotImplementedError, AttributeError) as error:
                 refused[name] = " ".join(str(error).split())[:120]
                 continue
             calls[f"{name}_s32"] = product
-            calls[f"{name}_and_epilogue"] = lambda product=product: self._finish(product()[:m])
+            calls[f"{name}_and_epilogue"] = whole
         return calls, refused
 
-    def _finish(self, acc: Tensor) -> Tensor:
-        layer = self.layer
-        y = torch.nn.functional.gelu(acc.float() * layer.scale + layer.bias)
-        return (y / layer.out_scale).round().clamp(-128, 127).to(torch.int8)
+
+def _finish(product: Callable[[], Tensor], m: int, layer: Layer) -> Tensor:
+    return _epilogue(product()[:m], layer.scale, layer.bias, layer.out_scale)
+
+
+def _eager(acc: Tensor, scale: Tensor, bias: Tensor, out_scale: Tensor) -> Tensor:
+    y = torch.nn.functional.gelu(acc.float() * scale + bias)
+    return (y / out_scale).round().clamp(-128, 127).to(torch.int8)
+
+
+# One kernel instead of eight, where torch's compiler has what it needs.
+EPILOGUE = "compiled" if importlib.util.find_spec("triton") else "eager"
+_epilogue = torch.compile(_eager, dynamic=True) if EPILOGUE == "compiled" else _eager
 
 
 def placed(array: np.ndarray[Any, Any]) -> Tensor:
@@ -102,10 +128,20 @@ def placed(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 def _cublaslt(x: Tensor, weights: Tensor) -> Callable[[], Tensor]:
-    columns = weights.t()
-    return lambda: torch._int_mm(x, columns)
+    tokens, columns = _padded(x, max(len(x), _FEWEST_ROWS)), weights.t()
+    return lambda: torch._int_mm(tokens, columns)
 
 
 def _cusparselt(x: Tensor, weights: Tensor) -> Callable[[], Tensor]:
-    compressed, tokens = torch._cslt_compress(weights), x.t()
-    return lambda: torch._cslt_sparse_mm(compressed, tokens, out_dtype=torch.int32).t()
+    compressed = torch._cslt_compress(weights)
+    tokens = _padded(x, -(-len(x) // _ROWS) * _ROWS).t()
+    options = {"out_dtype": torch.int32, "transpose_result": True}
+    # Algorithm 0 is only the first; the search times all of them on these operands.
+    best = torch._cslt_sparse_mm_search(compressed, tokens, **options)
+    return lambda: torch._cslt_sparse_mm(compressed, tokens, alg_id=best, **options)
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    padded = torch.zeros(rows, x.shape[1], dtype=x.dtype, device=x.device)
+    padded[: len(x)] = x
+    return padded

@@ -47,7 +47,7 @@ typedef struct {
   const char *tile;       /* a name of edgekd_tiles, or null to let the table choose */
 } edgekd_gemm;
 
-/* Starts a GEMM on a CUDA stream (null: the default one). */
+/* Starts a GEMM on a CUDA stream of the current device (null: the default one). */
 int edgekd_gemm_s8(const edgekd_gemm *gemm, void *stream, char *message, size_t message_bytes);
 
 /* Bytes of the packed weights; 0 where n or k is no positive multiple of 64, n k is above 2147483647,

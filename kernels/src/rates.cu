@@ -36,8 +36,9 @@ cudaError_t measure(int blocks, int threads, int* sink, float* milliseconds) {
   for (int repetition = 0; repetition < 6 && !error; ++repetition) {
     cudaEventRecord(start);
     rate<sparse><<<blocks, threads>>>(sink);
+    error = cudaGetLastError();  // or what did not start would be fast
     cudaEventRecord(end);
-    error = cudaEventSynchronize(end);
+    if (!error) error = cudaEventSynchronize(end);
     float took = 0;
     if (!error) error = cudaEventElapsedTime(&took, start, end);
     if (!error && repetition > 0 && took < *milliseconds) *milliseconds = took;  // the first warms up

@@ -58,7 +58,8 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     module = programs.load("bench/kernels/gpu.py")
-    device = SimpleNamespace(name="Stand-In (no GPU)", major=8, minor=0, multi_processor_count=108)
+    device = SimpleNamespace(name="Stand-In (no GPU)", major=8, minor=0, multi_processor_count=108,
+                             L2_cache_size=64)  # fmt: skip
     for name, value in {
         "is_available": lambda: True,
         "get_device_properties": lambda _: device,
@@ -73,7 +74,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.setattr(sys.modules["results"], "FOLDER", tmp_path)
     for name, small in {
         "LAYERS": ((256, 128), (384, 384)), "TOKENS": (8, 200), "COMPARED_TOKENS": (3,),
-        "REPETITIONS": 2, "CALLS": 2, "FLUSH_BYTES": 64, "COPY_BYTES": 1 << 20,
+        "REPETITIONS": 2, "CALLS": 2, "COPY_BYTES": 1 << 20,
     }.items():  # fmt: skip
         monkeypatch.setattr(module, name, small)
     monkeypatch.setattr(module, "raw_rates", lambda _: RATES)
@@ -100,9 +101,10 @@ def test_it_runs_to_a_result_and_a_plot(
         assert set(row["us"]) == {"sparse", "dense_twin", "sparse_s32", "cublaslt_s32",
                                   "cublaslt_and_epilogue"}  # fmt: skip
         assert "_cslt_compress" in row["refused"]["cusparselt"]
+        assert all(times > 0 for times in row["us"].values()) or row["l2"] == "flushed"
         assert row["tile"].startswith("small_" if row["m"] == 8 else ("small_", "large_"))
-    assert [aim["shapes"] for aim in found["aims"]] == [2, 2, 0]
-    assert found["aims"][2]["met"] is None
+    assert [aim["shapes"] for aim in found["aims"]] == [2, 0, 2, 0, 0, 0]
+    assert found["aims"][4]["met"] is None
     assert set(found["state_before"]) == set(found["state_after"])
 
 
@@ -130,10 +132,21 @@ def test_every_tile_must_take_a_shape(
 def test_every_peer_does_the_same_work(
     gpu: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def product(weights: torch.Tensor, tokens: torch.Tensor, out_dtype: torch.dtype) -> Any:
-        return (weights.double() @ tokens.double()).to(out_dtype)
+    wrong = 0
+
+    def product(
+        weights: torch.Tensor,
+        tokens: torch.Tensor,
+        *,
+        alg_id: int,
+        transpose_result: bool,
+        **_: Any,
+    ) -> torch.Tensor:
+        assert (alg_id, transpose_result) == (3, True)
+        return (weights.double() @ tokens.double()).int().t().contiguous() + wrong
 
     monkeypatch.setattr(torch, "_cslt_compress", lambda weights: weights)
+    monkeypatch.setattr(torch, "_cslt_sparse_mm_search", lambda *_, **__: 3)
     monkeypatch.setattr(torch, "_cslt_sparse_mm", product)
     case = gpu.Case(gpu.Layer(Kernels(emulator), 384, 384), 8)
     case.ours("gelu_s8", True)()
@@ -145,9 +158,15 @@ def test_every_peer_does_the_same_work(
     assert not refused
     for name in ("cublaslt", "cusparselt"):
         assert torch.equal(calls[f"{name}_s32"]()[:8], case.y["s32"])
-        steps = (calls[f"{name}_and_epilogue"]().int() - sparse.int()).abs()
+        finished = calls[f"{name}_and_epilogue"]()
+        assert finished.is_contiguous()
+        steps = (finished.int() - sparse.int()).abs()
         assert steps.max() <= 1
         assert steps.double().mean() < 1e-3
+    wrong = 1
+    calls, refused = case.peers()
+    assert refused == {"cusparselt": "3072 sums are not ours"}
+    assert set(calls) == {"cublaslt_s32", "cublaslt_and_epilogue"}
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +178,8 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def row(m: int, n: int, k: int, tile: str, sparse: float, twin: float, peer: float | None) -> Any:
     us = {"sparse": sparse, "dense_twin": twin}
-    us |= {} if peer is None else {"cusparselt_and_epilogue": peer}
+    if peer is not None:
+        us |= {"cusparselt_and_epilogue": peer, "cusparselt_s32": 3.0, "sparse_s32": 2.0}
     reached = m * n * k / (sparse * 1e-6) / 40e12
     return {"m": m, "n": n, "k": k, "l2": "warm", "tile": tile, "us": us,
             "sparse": {"of_raw_rate": round(reached, 4)}}  # fmt: skip
@@ -174,9 +194,14 @@ def test_what_the_kernels_are_held_to() -> None:
         row(8, 1536, 384, "small_t8", 10.0, 12.0, 9.0),  # a loss
         row(8, 1024, 1024, "small_t8", 10.0, 12.0, 9.0),  # ViT-L: not asked
     ]
-    twin, raw, peer = roofline.aims(rows, RATES)
+    twin, busy, raw, busy_raw, peer, bare = roofline.aims(rows, RATES)
     assert (twin["least"], twin["shapes"], twin["share_found"], twin["met"]) == (1.5, 2, 0.5, False)
     assert [(each["m"], each["found"]) for each in twin["short"]] == [(6304, 1.4)]
+    # Both take more than 10 us at the raw rate: 93 and 93.
+    assert (busy["shapes"], busy_raw["shapes"]) == (2, 2)
+    short = row(1576, 192, 192, "large_64x128", 5.0, 5.0, None)
+    assert [aim["shapes"] for aim in roofline.aims([short], RATES)] == [1, 0, 1, 0, 0, 0]
+    assert (bare["share_found"], bare["share_wanted"], bare["met"]) == (1.0, None, None)
     # 3.718e9 multiply-adds in 100 us are 0.93 of 40e12 a second, 3.718e9 in 150 us 0.62.
     assert [(each["m"], each["found"]) for each in raw["short"]] == [(6304, 0.62)]
     assert (peer["shapes"], peer["share_found"], peer["met"]) == (2, 0.5, False)
