@@ -13,15 +13,34 @@ from typing import Any
 import torch
 from torch import nn
 
+from edgekd.errors import ConfigError
+
 
 def chosen(config: Mapping[str, Any], labels: Sequence[str]) -> list[int]:
     """Numbers of the data's classes among the network's own; none where it names no others."""
-    names = config.get("id2label")
-    if not labels or not isinstance(names, Mapping):
+    own = networks_own(config)
+    if not labels or not own:
         return []
-    own = [str(names[key]) for key in sorted(names, key=int)]
     known = set(labels) <= set(own) and len(set(own)) == len(own)
     return [own.index(label) for label in labels] if known and own != list(labels) else []
+
+
+def networks_own(config: Mapping[str, Any]) -> list[str]:
+    """Names of the classes in a transformers configuration, by number; none where it has none.
+
+    Raises:
+        ConfigError: A class's number is none.
+    """
+    names = config.get("id2label")
+    if not isinstance(names, Mapping):
+        return []
+    wrong = [key for key in names if not str(key).isdecimal()]
+    if wrong:
+        raise ConfigError(
+            f"config.json: id2label has {wrong[0]!r}: {names[wrong[0]]!r}, expected the numbers "
+            f"0 to {len(names) - 1} as its keys: it may be label2id the other way round"
+        )
+    return [str(names[key]) for key in sorted(names, key=int)]
 
 
 def answer_in(model: nn.Module, classes: Sequence[int]) -> None:

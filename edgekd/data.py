@@ -41,6 +41,9 @@ __all__ = [  # what a user's data code needs, the parts of `io_json` included
 ]
 
 Arrays = dict[str, NDArray[Any]]
+READ_BYTES = 64 << 20  # read at a time where a whole split is gone through
+HASHED = 1024  # rows that are hashed as one array: part of every hash ever made, not to change
+CHECKED = 4096  # rows at most that are checked at a time
 
 
 class Split(Protocol):
@@ -199,14 +202,50 @@ def content_hash(data: Data) -> str:
         return digest.hexdigest()
     for split in (data.train, data.evaluation):
         rows = np.arange(len(split), dtype=np.int64)
-        for start in range(0, len(rows), 1024):
-            inputs, labels = split.take(rows[start : start + 1024])
-            for name in sorted(inputs):
-                digest.update(f"{name} {inputs[name].dtype} {inputs[name].shape}".encode())
-                digest.update(np.ascontiguousarray(inputs[name]).tobytes())
-            digest.update(f"{labels.dtype} {labels.shape}".encode())
-            digest.update(np.ascontiguousarray(labels).tobytes())
+        most = _rows_at_a_time(split, HASHED)
+        for start in range(0, len(rows), HASHED):
+            digest = _hash_rows(digest, split, rows[start : start + HASHED], most)
     return digest.hexdigest()
+
+
+def _hash_rows(digest: Any, split: Split, rows: NDArray[np.int64], most: int) -> Any:
+    """The digest with some rows, as one array each, though only `most` are read at a time.
+
+    Large rows are read once for each input. Where parts of them are of another shape than the
+    whole (padded to the longest, say) the whole is read after all: the hash may not depend on it.
+    """
+    parts = [rows[start : start + most] for start in range(0, len(rows), most)]
+    inputs, labels = split.take(parts[0])
+    names, found, before = sorted(inputs), [labels], digest.copy()
+    kinds = {name: (inputs[name].dtype, inputs[name].shape[1:]) for name in names}
+    for name in names:
+        dtype, shape = kinds[name]
+        digest.update(f"{name} {dtype} {(len(rows), *shape)}".encode())
+        found = []
+        for part in parts:
+            inputs, labels = split.take(part) if len(parts) > 1 else (inputs, labels)
+            array = inputs[name]
+            alike = (array.dtype, array.shape) == (dtype, (len(part), *shape))
+            if not alike and len(parts) > 1:
+                return _hash_rows(before, split, rows, len(rows))
+            digest.update(np.ascontiguousarray(array).tobytes())
+            found.append(labels)
+    if len({(each.dtype, each.shape[1:]) for each in found}) > 1:
+        return _hash_rows(before, split, rows, len(rows))
+    count = sum(map(len, found))
+    digest.update(f"{labels.dtype} {(count, *labels.shape[1:])}".encode())
+    for each in found:
+        digest.update(np.ascontiguousarray(each).tobytes())
+    return digest
+
+
+def _rows_at_a_time(split: Split, most: int) -> int:
+    """Rows to read at once: `most`, or fewer where they are large, by the size of the first."""
+    if len(split) == 0:
+        return most
+    inputs, labels = split.take(np.zeros(1, np.int64))
+    row_bytes = sum(array.nbytes for array in (*inputs.values(), labels))
+    return max(1, min(most, READ_BYTES // max(1, row_bytes)))
 
 
 def python_module(spec: str) -> str | None:
@@ -219,8 +258,9 @@ def _check_split(where: str, split: Split, io: IO) -> None:
     if len(split) == 0:
         raise ConfigError(f"{where}: holds 0 examples, expected at least 1")
     rows = np.arange(len(split), dtype=np.int64)
-    for start in range(0, len(rows), 4096):
-        taken = rows[start : start + 4096]
+    most = _rows_at_a_time(split, CHECKED)
+    for start in range(0, len(rows), most):
+        taken = rows[start : start + most]
         inputs, labels = split.take(taken)
         if io.labels:
             check_labels(where, labels, io, start, len(taken))

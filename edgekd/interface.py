@@ -9,12 +9,14 @@ costs accuracy in silence, so it is refused.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgekd import models, processors, weights
+from edgekd import models, processors, progress, weights
+from edgekd.classes import networks_own
 from edgekd.errors import ConfigError
 from edgekd.io_json import IO, TOKENIZER, Image, Nothing, Preprocess, Tensor, Text
 from edgekd.recipe import Recipe
@@ -103,8 +105,14 @@ def _text(
     longest, is_open = _longest(recipe)
     if settings.source == "random" and settings.preprocess is None and not held:
         # Ids can be drawn without a tokenizer; with one, what is made also answers a sentence.
-        longest = longest or int(known.get("max_position_embeddings", 512))
-        length = SEQUENCE if is_open else longest
+        limit = processors.positions(known)
+        if longest and limit and longest > limit:
+            raise ConfigError(
+                f"recipe {recipe.name}: data.max_length (or export.dynamic.{SEQUENCE}.max) is "
+                f"{longest}, the positions of the model in {directory} allow at most {limit}: "
+                "lower it"
+            )
+        length = SEQUENCE if is_open else longest or limit or processors.LONGEST
         drawn = _ids(["input_ids", "attention_mask"], length, int(known["vocab_size"]))
         return Interface(drawn, Nothing(), labels, classes)
     pair = settings.text_pair is not None
@@ -115,8 +123,12 @@ def _text(
             f"{directory}: its tokenizer makes ids up to {found.vocabulary - 1}, the network takes "
             f"up to {vocabulary - 1}: give the tokenizer of this network"
         )
-    inputs = _ids(found.inputs, SEQUENCE if is_open else found.steps.max_length, vocabulary)
-    return Interface(inputs, found.steps, labels, classes, {TOKENIZER: found.content})
+    steps = found.steps
+    if is_open:  # an engine refuses what is shorter than its profile, too
+        shortest = recipe.export.dynamic[SEQUENCE].min
+        steps = steps.model_copy(update={"min_length": shortest})
+    inputs = _ids(found.inputs, SEQUENCE if is_open else steps.max_length, vocabulary)
+    return Interface(inputs, steps, labels, classes, {TOKENIZER: found.content})
 
 
 def _longest(recipe: Recipe) -> tuple[int | None, bool]:
@@ -140,9 +152,32 @@ def _ids(names: Sequence[str], length: int | str, vocabulary: int) -> list[Tenso
     ]
 
 
-def _from_nothing(recipe: Recipe, directory: Path, config: Config | None) -> Image:
+def given_weights(recipe: Recipe) -> str | None:
+    """The file a teacher's weights come from; None where it is trained from nothing."""
     beside = models.weights_beside(recipe.teacher.model, recipe.base)
-    trained = recipe.teacher.checkpoint or (beside and beside.name)
+    return recipe.teacher.checkpoint or (beside.name if beside else None)
+
+
+def tell_order(recipe: Recipe, what: Interface, labels: Sequence[str]) -> None:
+    """Say how the data's words are numbered where given weights may number them otherwise."""
+    if what.labels or not given_weights(recipe):
+        return
+    how = "as they sort" if list(labels) == sorted(labels) else "as the data list them"
+    shown = ", ".join([*labels[:3], *(["..."] if len(labels) > 3 else [])])
+    _say_once(
+        f"labels: numbered {how} ({shown}): the network names no classes; check that its "
+        "checkpoint counts so"
+    )
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    """Every stage of a run reads the data anew."""
+    progress.say(message)
+
+
+def _from_nothing(recipe: Recipe, directory: Path, config: Config | None) -> Image:
+    trained = given_weights(recipe)
     if config is None or (trained and recipe.data.source != "random"):
         raise ConfigError(
             f"{directory / 'preprocessor_config.json'}: no such file, and "
@@ -199,12 +234,11 @@ def full(config: Config) -> Config:
 
 def _classes(config: Config) -> tuple[list[str] | None, int | None]:
     """Names of the classes where the configuration gives real ones, and their number."""
-    names = config.get("id2label")
-    if not isinstance(names, Mapping) or not names:
+    ordered = networks_own(config)
+    if not ordered:
         return None, config.get("num_labels")
-    ordered = [str(names[key]) for key in sorted(names, key=int)]
     made_up = all(name == f"LABEL_{index}" for index, name in enumerate(ordered))
     return (None if made_up else ordered), len(ordered)
 
 
-__all__ = ["Interface", "Text", "full", "of_recipe"]
+__all__ = ["Interface", "Text", "full", "given_weights", "of_recipe", "tell_order"]

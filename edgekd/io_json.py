@@ -15,9 +15,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from edgekd.artifact import Artifact
 
@@ -98,6 +105,7 @@ class Text(_Plain):
         tokenizer: File beside ``io.json``, in the `tokenizers` library's form.
         max_length: Longer text is cut here, special tokens included; of a pair the longer
             sentence is cut first.
+        min_length: Shorter text is filled up to here, where the length is open.
         pad_id: Id that fills up to the length.
         pad_type_id: Segment id of the filling.
         padding_side: Where the filling goes.
@@ -113,6 +121,15 @@ class Text(_Plain):
     padding_side: Literal["left", "right"] = "right"
     truncation_side: Literal["left", "right"] = "right"
     pair: bool = False
+    min_length: int = Field(default=1, ge=1)
+
+    @model_serializer(mode="wrap")
+    def _brief(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A limit that limits nothing is not written, so that data hash as they did before it.
+        written: dict[str, Any] = write(self)
+        if self.min_length == 1:
+            written.pop("min_length", None)
+        return written
 
 
 class Nothing(_Plain):

@@ -288,6 +288,11 @@ def _hf_config(spec: str, path: Path) -> dict[str, Any]:
                 f"model {spec!r}: {file} has {key!r} = {config.get(key)!r}, expected a "
                 f"{kind.__name__} that names the class it is"
             )
+    if not isinstance(config["architectures"][0], str):
+        raise ConfigError(
+            f"model {spec!r}: {file} has 'architectures' = {config['architectures']!r}, expected "
+            "the name of a class first"
+        )
     return config
 
 

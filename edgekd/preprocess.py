@@ -115,6 +115,13 @@ class Preprocessor:
                 raise ConfigError(f"{name}: found {item!r:.80}, expected {wanted} as text")
         given = [tuple(item) if steps.pair else item for item in items]
         found = self._encoder.encode_batch(given)
+        for encoding in found if self._padded_length() is None else ():
+            encoding.pad(  # does nothing to one that is long enough
+                steps.min_length,
+                direction=steps.padding_side,
+                pad_id=steps.pad_id,
+                pad_type_id=steps.pad_type_id,
+            )
         columns = {
             "input_ids": [encoding.ids for encoding in found],
             "attention_mask": [encoding.attention_mask for encoding in found],

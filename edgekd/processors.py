@@ -66,6 +66,11 @@ SUFFIXES = ("ImageProcessorFast", "ImageProcessorPil", "ImageProcessor", "Featur
 UNDERSTOOD = {"do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"}
 VOCABULARIES = (TOKENIZER, "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model",
                 "sentencepiece.bpe.model")  # fmt: skip
+LONGEST = 512  # ids, where a network does not say how many it takes
+# Types that share RoBERTa's positions (transformers: create_position_ids_from_input_ids).
+BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "ibert", "lilt",
+                  "longformer", "luke", "mpnet", "roberta-prelayernorm", "xlm-roberta-xl",
+                  "xmod")  # fmt: skip
 MERGES = "merges.txt"  # of a byte-pair tokenizer, beside its vocab.json
 
 
@@ -297,16 +302,35 @@ def _padding(tokenizer: Any, backend: Any, config: Mapping[str, Any]) -> int | N
     return next((found for found in ids if found is not None), None)
 
 
+def positions(config: Mapping[str, Any]) -> int | None:
+    """Ids of the longest text that a network's positions allow; None where it has no such limit.
+
+    RoBERTa's kin count positions from behind the padding's id: 514 of them take 512 ids.
+
+    Args:
+        config: Of the network; empty where nothing is known of it.
+
+    Raises:
+        ConfigError: They are no number, or leave no id.
+    """
+    given = config.get("max_position_embeddings")
+    if not given:
+        return None
+    if config.get("model_type") in BEHIND_PADDING:
+        pad = 1 if config.get("pad_token_id") is None else config["pad_token_id"]
+        given = given - pad - 1 if isinstance(given, int) and isinstance(pad, int) else None
+    if not isinstance(given, int) or given < 1:
+        raise ConfigError(
+            f"config.json: max_position_embeddings is {config['max_position_embeddings']!r} and "
+            f"pad_token_id {config.get('pad_token_id')!r}, expected whole numbers that leave at "
+            "least 1 position: correct them"
+        )
+    return given
+
+
 def _length(tokenizer: Any, config: Mapping[str, Any], asked: int | None, directory: Path) -> int:
     """Ids of the longest text."""
-    positions = config.get("max_position_embeddings")
-    if positions is not None and config.get("model_type") in (
-        "roberta",
-        "xlm-roberta",
-        "camembert",
-    ):
-        positions -= int(config.get("pad_token_id", 1)) + 1  # they count from behind the padding's
-    limit = min(int(positions or 512), int(tokenizer.model_max_length))
+    limit = min(positions(config) or LONGEST, int(tokenizer.model_max_length))
     if asked is not None and asked > limit:
         raise ConfigError(
             f"data.max_length is {asked}, the model and the tokenizer in {directory} take at most "

@@ -142,8 +142,9 @@ def _from_files(recipe: Recipe) -> Data:
     labelled = {split: table for split, table in tables.items() if _read_labels(recipe, split)}
     features = next(iter(labelled.values())).features
     columns = _columns(recipe, features, where)
-    labels = _labels(labelled, columns.label, what, where)
-    io = what.io(labels)
+    io = what.io(labels := _labels(labelled, columns.label, what, where))
+    if _type(features[columns.label]) != "integer":
+        interface.tell_order(recipe, what, labels)
     prepare = Preprocessor(io, what.files.get(TOKENIZER), where)
     splits = {}
     for split, table in tables.items():
@@ -173,10 +174,8 @@ def _rows(
     """A split; its labels are zeros where nobody reads them (`labels` is None)."""
     import datasets
 
-    if labels is None:
-        numbers = np.zeros(len(table), np.int64)
-    else:
-        numbers = _numbers(table, columns.label, labels, where)
+    unread = np.zeros(len(table), np.int64)
+    numbers = unread if labels is None else _numbers(table, columns.label, labels, where)
     if len(numbers) == 0:
         raise ConfigError(f"{where}: holds 0 examples, expected at least 1")
     if prepare.kind == "image":
@@ -259,11 +258,15 @@ def _columns(recipe: Recipe, features: Mapping[str, Any], where: str) -> Columns
     # A column that is called so may hold words beside a text; of others only the type tells.
     kinds = ("class", "integer", "text" if not text else "class")
     usual = types.get(LABEL) in (*kinds, "text") and LABEL not in named
+    if LABEL in types and not usual and settings.label is None and LABEL not in named:
+        raise ConfigError(
+            f"{where}: column {LABEL!r} holds {types[LABEL]}, expected class names or numbers: "
+            f"name another as data.label, or use a python: source. Columns: {_listed(types)}"
+        )
     label = settings.label or (LABEL if usual else _only(types, kinds, named, "label", where))
-    if not named:
-        wanted = "text" if text else "image"
-        named = [_only(types, (wanted,), [label], wanted, where)]
     wanted = "text" if text else "image"
+    if not named or (text and settings.text is None):
+        named = [_only(types, (wanted,), [label, *named], wanted, where), *named]
     for name in named:
         if types[name] != wanted:
             raise ConfigError(
@@ -298,7 +301,7 @@ def _listed(types: Mapping[str, str]) -> str:
 
 
 def _type(feature: Any) -> str:
-    """What a column holds: image, class, integer, text or other."""
+    """What a column holds: image, class, integer or text, else its dtype."""
     import datasets
 
     if isinstance(feature, datasets.Image):
@@ -310,7 +313,7 @@ def _type(feature: Any) -> str:
     name = getattr(feature, "dtype", "")
     if name.startswith(("int", "uint")) or name == "bool":
         return "integer"
-    return "text" if name in ("string", "large_string") else "other"
+    return "text" if name in ("string", "large_string") else str(name or "other")
 
 
 def _labels(tables: Mapping[str, Any], column: str, what: Interface, where: str) -> list[str]:
@@ -363,6 +366,11 @@ def _numbers(table: Any, column: str, labels: Sequence[str], where: str) -> NDAr
                     f"{where}: row {index} has label {name!r}, which neither the training split "
                     "nor the network's configuration has: correct it, or leave the row out. "
                     f"{names_that_exist(name, labels[:20])}"
+                )
+            if len(order) < len(labels) and labels.count(name) > 1:
+                raise ConfigError(
+                    f"{where}: row {index} has label {name!r}, the name of {labels.count(name)} of "
+                    f"the network's {len(labels)} classes: give each its own in id2label"
                 )
             numbers[index] = order[name]
     io = IO(inputs=[], outputs=[], labels=list(labels))

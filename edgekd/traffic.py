@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -159,15 +160,19 @@ class _Product:
 
 
 class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows the results of products of two activations from operator to operator."""
+    """Follows the results of products of two activations from operator to operator.
+
+    By the memory they lie in, known by a weak reference: it lets go of the numbers and keeps the
+    name, so that a pass needs no more than it does unwatched, and no name is ever given twice.
+    """
 
     def __init__(self, parameters: set[int], examples: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.attention: list[AttentionBlock] = []
         self.operators: set[str] = set()
         self._parameters, self._examples = parameters, examples
-        self._open: dict[int, _Product] = {}  # a tensor -> the product it came from
-        self._alive: list[Tensor] = []  # so that no identity is used twice
+        # memory -> the product that its numbers came from
+        self._open: dict[StorageWeakRef | None, _Product] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -177,8 +182,7 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operators.add(name)
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         made = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
-        self._alive += made
-        came = next((self._open[id(each)] for each in given if id(each) in self._open), None)
+        came = next((found for each in given if (found := self._open.get(_memory(each)))), None)
         if "scaled_dot_product" in name:
             self._fused(given[:3], made[0])
             came = None
@@ -188,10 +192,10 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             came = self._product(name, given, made[0], came)
         if name == "_native_multi_head_attention":
             came = None
-        for each in made:
-            self._open.pop(id(each), None)
-            if came is not None:
-                self._open[id(each)] = came
+        for memory in map(_memory, made):
+            self._open.pop(memory, None)
+            if came is not None and memory is not None:
+                self._open[memory] = came
         return result
 
     def _weighs(self, given: Sequence[Tensor]) -> bool:
@@ -210,7 +214,7 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return _Product(macs, sizes, written, left.shape[-1])
         # What goes into the second product beside the first one's result is V.
         scores = came.written
-        first = sizes[0] >= scores or id(left) in self._open
+        first = sizes[0] >= scores or _memory(left) in self._open
         elements = sum(came.read) + sizes[first] + written
         features = made.shape[-1 if first else -2]
         self.attention.append(AttentionBlock(came.macs + macs, elements, came.k, features))
@@ -227,3 +231,10 @@ class _Flow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             value.shape[-1],
         )
         self.attention.append(block)
+
+
+def _memory(tensor: Tensor) -> StorageWeakRef | None:
+    """What a dense tensor lies in; None for others, whose numbers are not followed."""
+    if tensor.layout is not torch.strided:
+        return None
+    return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]

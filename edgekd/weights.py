@@ -7,6 +7,10 @@ of the index in its shard, so that half a download is told and not trained on.
 A checkpoint must fit the network in full, name by name. Three kinds of names are translated first:
 those an older transformers gave its modules (its own table of renamings is asked), the packed ones
 of torch's attention (`edgekd.unpack`), and those of a tied weight, which libraries store once.
+
+Left aside is what a network computes for itself when it is built and older versions of its library
+stored all the same, such as the numbers of BERT's positions. A batch normalisation's count of the
+batches it saw, which files from elsewhere lack, stays the network's: nothing it answers reads it.
 """
 
 from __future__ import annotations
@@ -32,6 +36,10 @@ SINGLE = "model.safetensors"
 INDEX = ".safetensors.index.json"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# What libraries stored once and compute today: transformers' numbers of positions, and what the
+# windows of timm's and transformers' Swin look up.
+_DERIVED = ("position_ids", "relative_position_index", "attn_mask")
+_COUNT = "num_batches_tracked"
 # What describes a network and its inputs, and its weights as tensors; never pickles.
 _HUB_FILES = ["config.json", "preprocessor_config.json", SINGLE, f"model{INDEX}",
               "model-*.safetensors", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
@@ -107,7 +115,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     own = model.state_dict()
     found = unpack.renamed(model, _renamed_by_transformers(model, _read(path)))
-    found = _tied(model, found, path)
+    found = _tied(model, _without_derived(model, found), path)
+    for name in [n for n in own if n.rpartition(".")[2] == _COUNT and n not in found]:
+        found[name] = own[name]
     missing = sorted(set(own) - set(found))
     unknown = sorted(set(found) - set(own))
     if missing or unknown:
@@ -249,6 +259,22 @@ def _renamed_by_transformers(model: nn.Module, state: Tensors) -> Tensors:
     return {
         name if name in own else rename_source_key(name, rules, [], prefix, own)[0]: tensor
         for name, tensor in state.items()
+    }
+
+
+def _without_derived(model: nn.Module, state: Tensors) -> Tensors:
+    """The state without what the network does not know because it computes it for itself."""
+    own = model.state_dict()
+    # transformers' own word on what its published files hold beside the weights.
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return {
+        name: tensor
+        for name, tensor in state.items()
+        if name in own
+        or not (
+            name.rpartition(".")[2] in _DERIVED
+            or any(re.search(pattern, name) for pattern in patterns)
+        )
     }
 
 

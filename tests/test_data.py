@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -252,3 +253,71 @@ def test_a_source_may_say_what_decides_its_examples() -> None:
 
     assert made("a") == made("a")
     assert len({made("a"), made("b"), made("a", {"t": b"1"}), made("a", {"t": b"2"})}) == 4
+
+
+class Counting(ArraySplit):
+    """Remembers how many rows were asked for at a time."""
+
+    asked: ClassVar[list[int]] = []
+
+    def take(self, rows: NDArray[np.int64]) -> Any:
+        self.asked.append(len(rows))
+        return super().take(rows)
+
+
+def plain_hash(split: ArraySplit, io: IO) -> str:
+    """The content hash as it always was, of two equal splits of at most 1024 rows."""
+    digest = hashlib.sha256(io.model_dump_json().encode())
+    for _ in range(2):
+        for name in sorted(split.inputs):
+            array = split.inputs[name]
+            digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        digest.update(f"{split.labels.dtype} {split.labels.shape}".encode())
+        digest.update(split.labels.tobytes())
+    return digest.hexdigest()
+
+
+def test_large_rows_are_read_a_few_at_a_time_and_hash_the_same(
+    monkeypatch: pytest.MonkeyPatch, load: Any
+) -> None:
+    monkeypatch.setattr(Counting, "asked", [])
+    io = IO(inputs=[], outputs=[], labels=["a", "b"])
+    random = np.random.default_rng(0)
+    inputs = {"b": random.random((100, 8)), "a": random.integers(0, 9, (100, 3))}
+    split = Counting(inputs, np.arange(100) % 2)
+    wanted = plain_hash(split, io)
+    assert data.content_hash(Data(split, split, io)) == wanted
+    assert Counting.asked == [1, 100] * 2
+    Counting.asked.clear()
+    # a row is 8 x 8 + 3 x 8 + 8 = 96 bytes
+    monkeypatch.setattr(data, "READ_BYTES", 96 * 30)
+    assert data.content_hash(Data(split, split, io)) == wanted
+    assert max(Counting.asked) == 30
+    Counting.asked.clear()
+    monkeypatch.setattr(data, "READ_BYTES", 30 * (images(1).nbytes + 8))
+    load(whole(train=Counting({"pixels": images(100)}, np.zeros(100, np.int64))))
+    assert Counting.asked == [1, 30, 30, 30, 10]
+
+
+def test_rows_whose_shape_depends_on_their_neighbours_hash_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Padded to the longest of what is taken together, inputs or labels."""
+
+    class Ragged(ArraySplit):
+        """Cuts the columns that are zero in all rows taken."""
+
+        def take(self, rows: NDArray[np.int64]) -> Any:
+            inputs, labels = super().take(rows)
+            cut = {n: a[:, : int(np.flatnonzero(a.any(0))[-1]) + 1] for n, a in inputs.items()}
+            return cut, labels[:, : int(np.flatnonzero(labels.any(0))[-1]) + 1]
+
+    io = IO(inputs=[], outputs=[], labels=[])
+    lower = np.tril(np.ones((9, 9)))
+    for inputs, labels in ((lower, lower), (np.ones((9, 9)), lower), (lower, np.ones((9, 9)))):
+        split = Ragged({"x": inputs}, labels)
+        monkeypatch.setattr(data, "READ_BYTES", 64 << 20)
+        wanted = data.content_hash(Data(split, split, io))
+        assert wanted == plain_hash(ArraySplit({"x": inputs}, labels), io)
+        monkeypatch.setattr(data, "READ_BYTES", 64)
+        assert data.content_hash(Data(split, split, io)) == wanted

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgekd import interface, recipe
+from edgekd import classes, interface, recipe
 from edgekd.errors import ConfigError
 from edgekd.io_json import Image, Text
 from edgekd.recipe import Recipe
@@ -154,3 +154,39 @@ def test_a_configuration_that_transformers_refuses_is_told(make: Maker, tmp_path
     files.config(tmp_path / "vit.json", files.VIT, model_type="vitt")
     with pytest.raises(ConfigError, match=r"transformers refuses it: .*vitt"):
         interface.of_recipe(make("hf:vit.json"))
+
+
+def test_ids_that_are_drawn_have_a_position_each(make: Maker, tmp_path: Path) -> None:
+    """RoBERTa counts positions from behind the padding's id: 34 of them take 32."""
+    values = {**files.BERT, "architectures": ["RobertaForSequenceClassification"]}
+    values |= {"model_type": "roberta", "max_position_embeddings": 34, "pad_token_id": 1}
+    files.config(tmp_path / "roberta.json", values)
+    section: dict[str, Any] = {"source": "random", "train": None, "evaluation": None}
+    found = interface.of_recipe(make("hf:roberta.json", **section))
+    assert [tensor.shape for tensor in found.inputs] == [["batch", 32]] * 2
+    found = interface.of_recipe(make("hf:roberta.json", **section, max_length=32))
+    assert found.inputs[0].shape == ["batch", 32]
+    with pytest.raises(ConfigError) as caught:
+        interface.of_recipe(make("hf:roberta.json", **section, max_length=33))
+    assert "is 33, the positions of the model in " in str(caught.value)
+    assert "allow at most 32: lower it" in str(caught.value)
+
+
+def test_the_shortest_sentence_of_an_engine_is_carried(make: Maker, tmp_path: Path) -> None:
+    files.vocabulary(files.config(tmp_path / "bert" / "config.json", files.BERT).parent)
+    sizes = {"dynamic": {"sequence": {"min": 7, "opt": 8, "max": 9}}}
+    found = interface.of_recipe(make("hf:bert", export=sizes))
+    assert isinstance(found.preprocess, Text)
+    assert (found.preprocess.min_length, found.preprocess.max_length) == (7, 9)
+    fixed = interface.of_recipe(make("hf:bert", max_length=9)).preprocess
+    assert isinstance(fixed, Text)
+    assert fixed.min_length == 1
+
+
+def test_class_numbers_that_are_none_are_told(make: Maker, tmp_path: Path) -> None:
+    files.config(tmp_path / "vit.json", files.VIT, id2label={"cat": 0, "dog": 1})
+    with pytest.raises(ConfigError) as caught:
+        interface.of_recipe(make("hf:vit.json"))
+    assert "id2label has 'cat': 0, expected the numbers 0 to 1 as its keys" in str(caught.value)
+    with pytest.raises(ConfigError, match="expected the numbers 0 to 1 as its keys"):
+        classes.chosen({"id2label": {"cat": 0, "dog": 1}}, ["cat"])

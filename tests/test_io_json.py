@@ -73,3 +73,12 @@ def test_what_belongs_to_io_goes_with_it(files: dict[str, bytes], tmp_path: Path
     io_json.copy(source, beside)
     assert {path.name for path in beside.iterdir()} == {"io.json", *files}
     assert IO.model_validate_json((beside / "io.json").read_text()) == io
+
+
+def test_a_shortest_length_is_written_only_where_it_limits_something() -> None:
+    """Whose hash was taken without it keeps that hash."""
+    assert "min_length" not in WORDS.model_dump_json()
+    limited = WORDS.model_copy(update={"min_length": 4})
+    io = IO(inputs=[PIXELS], outputs=[LOGITS], labels=["a"], preprocess=limited)
+    assert json.loads(io.model_dump_json())["preprocess"]["min_length"] == 4
+    assert IO.model_validate_json(io.model_dump_json()) == io

@@ -85,6 +85,10 @@ class TestDescribe:
             ("{}", ["'model_type' = None", "expected a str"]),
             ('{"model_type": "vit"}', ["'architectures' = None", "expected a list"]),
             (
+                '{"model_type": "vit", "architectures": [null]}',
+                ["'architectures' = [None]", "expected the name of a class first"],
+            ),
+            (
                 '{"model_type": "vit", "architectures": "ViTModel"}',
                 ["'architectures' = 'ViTModel'", "expected a list"],
             ),

@@ -181,3 +181,50 @@ def test_an_artifact_without_its_tokenizer_is_told(tmp_path: Path) -> None:
     strange = io.model_copy(update={"inputs": [inputs[0].model_copy(update={"name": "tokens"})]})
     with pytest.raises(ConfigError, match=r"makes input_ids, .*, the network takes 'tokens': giv"):
         Preprocessor(strange, found.content, "a test")
+
+
+@pytest.mark.parametrize(
+    ("config", "ids"),
+    [
+        ({}, None),
+        ({"model_type": "bert", "max_position_embeddings": 512}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
+        ({"model_type": "mpnet", "max_position_embeddings": 514, "pad_token_id": None}, 512),
+        ({"model_type": "camembert", "max_position_embeddings": 34, "pad_token_id": 0}, 33),
+    ],
+)
+def test_positions_behind_the_padding_are_not_counted(
+    config: dict[str, Any], ids: int | None
+) -> None:
+    assert ours.positions(config) == ids
+
+
+@pytest.mark.parametrize(("count", "pad"), [(2, 1), ("many", 1), (514, "<pad>")])
+def test_positions_that_leave_none_are_told(count: Any, pad: Any) -> None:
+    config = {"model_type": "roberta", "max_position_embeddings": count, "pad_token_id": pad}
+    with pytest.raises(ConfigError) as caught:
+        ours.positions(config)
+    assert f"max_position_embeddings is {count!r} and pad_token_id {pad!r}" in str(caught.value)
+    assert "whole numbers that leave at least 1 position" in str(caught.value)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_open_length_is_filled_up_to_the_shortest_an_engine_takes(
+    side: str, tmp_path: Path
+) -> None:
+    found = ours.text_of_directory(wordpiece(tmp_path / "made"), BERT, 24, False)
+    steps = found.steps.model_copy(update={"min_length": 12, "padding_side": side, "pad_id": 0})
+    inputs = [
+        Tensor(name=name, dtype="int64", shape=["batch", "sequence"]) for name in found.inputs
+    ]
+    plain = IO(inputs=inputs, outputs=[], labels=[], preprocess=found.steps)
+    padded = plain.model_copy(update={"preprocess": steps})
+    one = Preprocessor(plain, found.content, "a test")(["good"])["input_ids"][0].tolist()
+    assert len(one) < 12
+    filled = Preprocessor(padded, found.content, "a test")(["good"])
+    zeros = [0] * (12 - len(one))
+    assert filled["input_ids"][0].tolist() == (zeros + one if side == "left" else one + zeros)
+    assert filled["attention_mask"][0].sum() == len(one)
+    long = ["good " * 30, "good"]
+    assert Preprocessor(padded, found.content, "a test")(long)["input_ids"].shape == (2, 24)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -189,3 +190,21 @@ def test_narrow_heads_are_not_fused_and_say_so() -> None:
         "and a softmax"
     )
     assert not replace(block, k=9, n=9).unfused
+
+
+def test_a_pass_lets_go_of_what_it_has_used() -> None:
+    alive: list[int] = []
+
+    class Chain(nn.Module):
+        """Looks, at every step, how many of its earlier results are still there."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: list[weakref.ref[Tensor]] = []
+            for _ in range(8):
+                x = x @ x
+                made.append(weakref.ref(x))
+                alive.append(sum(each() is not None for each in made))
+            return x.sum((1, 2))
+
+    _watch(Chain(), TOKENS, TOKENS)
+    assert alive == [1] * 8

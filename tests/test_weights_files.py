@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from edgekd import artifact, models, weights
 from edgekd.errors import ConfigError
@@ -241,3 +242,70 @@ def test_data_of_the_hub_that_cannot_be_had(tmp_path: Path) -> None:
     assert said.startswith("edgekd: data.source 'hf:someone/something': cannot be read (")
     assert "Couldn't reach 'someone/something' on the Hub" in said
     assert "Traceback" not in done.stderr
+
+
+class TestDerived:
+    """What older libraries stored beside the weights, and what others left out."""
+
+    @pytest.mark.parametrize(
+        ("spec", "config", "names"),
+        [
+            ("hf:bert", configs.BERT, ["bert.embeddings.position_ids"]),
+            (
+                "hf:swin",
+                configs.SWIN,
+                ["swin.encoder.layers.0.blocks.0.attention.self.relative_position_index"],
+            ),
+            (
+                "timm:swin_tiny_patch4_window7_224",
+                {
+                    "name": "swin_tiny_patch4_window7_224",
+                    "arguments": {"img_size": 56, "embed_dim": 12, "depths": [2], "num_heads": [2]},
+                },
+                ["layers.0.blocks.0.attn.relative_position_index", "layers.0.blocks.1.attn_mask"],
+            ),
+        ],
+        ids=["bert", "swin", "timm swin"],
+    )
+    def test_what_a_network_computes_for_itself_is_left_aside(
+        self, spec: str, config: dict[str, Any], names: list[str], tmp_path: Path
+    ) -> None:
+        model = models.build({"spec": spec, "config": config})
+        state = weights.state(model)
+        assert not set(names) & set(state)
+        stored = {**state, **{name: torch.arange(4) for name in names}}
+        save_file(stored, tmp_path / "w.safetensors")
+        other = models.build({"spec": spec, "config": config})
+        weights.load_weights(other, tmp_path / "w.safetensors")
+        assert all(torch.equal(other.state_dict()[name], state[name]) for name in state)
+        save_file({**stored, "more.position_weight": torch.ones(1)}, tmp_path / "w.safetensors")
+        with pytest.raises(ConfigError, match=r"0 weights .* 1 are unknown .*more.position_weig"):
+            weights.load_weights(other, tmp_path / "w.safetensors")
+
+    def test_a_networks_own_list_is_asked(self, tmp_path: Path) -> None:
+        model = nn.Linear(2, 2)
+        save_file({**model.state_dict(), "old.table": torch.ones(1)}, tmp_path / "w.safetensors")
+        with pytest.raises(ConfigError, match=r"1 are unknown to it \(first: old.table\)"):
+            weights.load_weights(model, tmp_path / "w.safetensors")
+        model._keys_to_ignore_on_load_unexpected = [r"\.table$"]
+        weights.load_weights(model, tmp_path / "w.safetensors")
+
+    def test_a_stored_buffer_that_the_network_keeps_is_loaded(self, tmp_path: Path) -> None:
+        model = nn.Linear(2, 2)
+        model.register_buffer("position_ids", torch.zeros(3))
+        save_file({**model.state_dict(), "position_ids": torch.ones(3)}, tmp_path / "w.safetensors")
+        weights.load_weights(model, tmp_path / "w.safetensors")
+        assert torch.equal(model.position_ids, torch.ones(3))
+
+    def test_a_count_of_batches_may_be_missing_and_nothing_else(self, tmp_path: Path) -> None:
+        model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+        stored = {**model.state_dict(), "1.running_mean": torch.tensor([1.0, 2.0])}
+        del stored["1.num_batches_tracked"]
+        save_file(stored, tmp_path / "w.safetensors")
+        weights.load_weights(model, tmp_path / "w.safetensors")
+        assert model[1].running_mean.tolist() == [1, 2]
+        assert int(model[1].num_batches_tracked) == 0
+        del stored["1.running_var"]
+        save_file(stored, tmp_path / "w.safetensors")
+        with pytest.raises(ConfigError, match=r"1 weights .* missing \(first: 1.running_var\)"):
+            weights.load_weights(model, tmp_path / "w.safetensors")

@@ -13,7 +13,7 @@ own, and one projection for keys and values. Each is refused in a sentence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,7 @@ class Call:
         queries: Features of the layers that its scores are computed from.
         values: Features of the layers that its values are computed from.
         shared: A layer (or the network's input) that both are computed from; empty: none.
+        nth: Which of the pass's softmaxes it is, from 0; `branches.Site` counts them alike.
     """
 
     module: str
@@ -54,6 +55,7 @@ class Call:
     queries: Cuts = field(default_factory=dict)
     values: Cuts = field(default_factory=dict)
     shared: str = ""
+    nth: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,22 @@ class Found:
     events: int
     others: list[str]
 
-    def cuts(self, signal: str) -> Cuts:
+    def cuts(self, signal: str, inside: Container[int] | None = None) -> Cuts:
         """Features whose gradient must not reach the hidden states while `signal` is replaced.
 
-        Queries and keys for ``map``; values too for ``context`` (arXiv 2302.11812, its code).
+        Queries and keys for ``map``; values too otherwise (arXiv 2302.11812, its code).
+
+        Args:
+            signal: ``map``, ``context`` or ``output``.
+            inside: Softmaxes, by `Call.nth`, whose attention is meant if it has layers of its own
+                for Q, K and V; default: every attention.
         """
         cuts: Cuts = {}
         for call in self.calls:
-            for part in (call.queries, call.values) if signal == "context" else (call.queries,):
+            own = call.queries and call.values and not call.shared
+            if inside is not None and (call.nth not in inside or not own):
+                continue
+            for part in (call.queries,) if signal == "map" else (call.queries, call.values):
                 for layer, features in part.items():
                     cuts[layer] = cuts[layer] | features if layer in cuts else features
         return cuts
@@ -92,14 +102,15 @@ def find(model: nn.Module, inputs: Tensors, io: IO) -> Found:
             module.register_forward_pre_hook(trace.entered(name)),
             module.register_forward_hook(trace.left(name)),
         ]
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.eval().requires_grad_(False)  # what requires a gradient then depends on the input
     try:
         with torch.enable_grad(), trace:
             forward(model, {name: trace.seed(x) for name, x in inputs.items()}, io)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
         for handle in handles:
@@ -141,6 +152,7 @@ class _Softmax:
 
     module: str
     number: int
+    nth: int
     scores: Tensor
     result: Tensor
     of_product: bool
@@ -158,6 +170,7 @@ class _Trace(Watch):
     def __init__(self) -> None:
         super().__init__(lambda _number, result: result)
         self.others: list[str] = []
+        self._ran = 0
         self._inside: list[str] = []
         self._softmaxes: dict[int, _Softmax] = {}
         self._tags: dict[int, frozenset[int]] = {}
@@ -207,6 +220,7 @@ class _Trace(Watch):
     ) -> Any:
         if function is functional.multi_head_attention_forward:
             self.others.append(f"{self._where()} runs torch's attention with packed weights")
+            self._ran += 1
         result = super().__torch_function__(function, types, args, kwargs)
         if function is FUSED:
             return result
@@ -215,8 +229,9 @@ class _Trace(Watch):
         if function in SOFTMAXES:
             number = self.events - 1
             self._softmaxes[number] = _Softmax(
-                self._where(), number, given[0], result, of_product=-1 in tags
+                self._where(), number, self._ran, given[0], result, of_product=-1 in tags
             )
+            self._ran += 1
             tags = frozenset({number})
         elif function in PRODUCTS:
             self._multiplied(given, tags - {-1}, result)
@@ -239,7 +254,12 @@ class _Trace(Watch):
     def _call(self, each: _Softmax) -> Call:
         number, values, context = each.contexts[0]
         call = Call(
-            each.module, each.number, number, tuple(each.result.shape), tuple(context.shape)
+            each.module,
+            each.number,
+            number,
+            tuple(each.result.shape),
+            tuple(context.shape),
+            nth=each.nth,
         )
         shared: list[str] = []
         scores, values_ = (self._features(x) for x in (each.scores, values))

@@ -1,11 +1,13 @@
 """A width of its own for each layer's weights, by the norm of its gradient (arXiv 1802.05668).
 
-Polino, Pascanu and Alistarh (section 5 and their code) keep half of the budget in every layer and
-hand out the other half in proportion to gradient norms, taken over five batches. Here a budget is
-bits, and a layer's ideal is ``mean/2 + c * norm`` with c such that the mean over all weights is the
-one asked for. There are quantizers of 2, 4 and 8 bits, so an ideal is rounded down, and what that
-leaves goes, a step at a time, to the layer that is furthest below its ideal, while the mean stays
-within the budget. Nothing in it is drawn; equal layers are served in forward order.
+Polino, Pascanu and Alistarh (section 5 and their code) leave every layer half of its quantization
+points, which is one bit less, and hand the rest out in proportion to gradient norms, taken over
+five batches. A layer's ideal is ``mean - 1 + c * norm``, with c such that the second part is one
+bit a weight on average. Their budget counts tensors: a bit is one bit, in a small layer as in a
+large one. Ours counts weights, since a mean width is asked for to bound what is stored. There are
+quantizers of 2, 4 and 8 bits, so an ideal is rounded down, and what that leaves goes, a step at a
+time, to the layer that is furthest below its ideal, while the mean stays within the budget. Nothing
+in it is drawn; equal layers are served in forward order.
 
 The gradient is that of the recipe's own losses, at the student quantized to the widest width that
 the mean affords: in float a student that starts as its teacher's copy has no gradient at all.
@@ -139,9 +141,11 @@ def widths(
         norms: Layer -> gradient norm.
         mean_bits: At most this many bits a weight.
     """
-    budget = mean_bits * sum(sizes.values())
+    weights = sum(sizes.values())
+    budget = mean_bits * weights
     spread = sum(sizes[layer] * norms[layer] for layer in sizes)
-    ideal = {layer: mean_bits / 2 + budget / 2 * norms[layer] / (spread or 1.0) for layer in sizes}
+    share = weights / (spread or 1.0)
+    ideal = {layer: mean_bits - 1 + share * norms[layer] for layer in sizes}
     chosen = {
         layer: max((each for each in WIDTHS if each <= bits), default=WIDTHS[0])
         for layer, bits in ideal.items()

@@ -7,6 +7,7 @@ attention branch if a softmax ran in between.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,27 +18,29 @@ from torch.overrides import TorchFunctionMode
 
 from edgekd.data import IO
 from edgekd.distill import watch
+from edgekd.distill.interception import FUSED, SOFTMAXES
 from edgekd.errors import ConfigError
 from edgekd.models import Tensors
 from edgekd.structure import first_tensor
 
 _ADD = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__,
         torch.Tensor.add_, torch.Tensor.__iadd__}  # fmt: skip
-_SOFTMAX = {
-    torch.softmax,
-    torch.Tensor.softmax,
-    torch.nn.functional.softmax,
-    torch.nn.functional.scaled_dot_product_attention,
-    torch.nn.functional.multi_head_attention_forward,
-}
+_SOFTMAX = {*SOFTMAXES, FUSED, torch.nn.functional.multi_head_attention_forward}
 
 
 @dataclass(frozen=True)
 class Site:
-    """A module whose output is added to the residual stream."""
+    """A module whose output is added to the residual stream.
+
+    Attributes:
+        module: Its name.
+        attention: Whether a softmax ran in the branch.
+        softmaxes: Which ones of the pass's softmaxes did, from 0.
+    """
 
     module: str
     attention: bool
+    softmaxes: tuple[int, ...] = ()
 
 
 def residual_sites(model: nn.Module, inputs: Tensors, io: IO) -> list[Site]:
@@ -57,15 +60,23 @@ def chosen_sites(sites: list[Site]) -> list[str]:
     """Attention branches where there are any, else every branch.
 
     Raises:
-        ConfigError: The network adds nothing to a residual stream.
+        ConfigError: The network adds nothing to a residual stream, or closes several branches with
+            one module.
     """
     if not sites:
         raise ConfigError(
             "intervention: the network has no module whose output is added to a residual stream; "
             "remove [distill.intervention] from the recipe"
         )
-    attention = [site.module for site in sites if site.attention]
-    return attention or [site.module for site in sites]
+    chosen = [site.module for site in sites if site.attention] or [site.module for site in sites]
+    module, runs = Counter(chosen).most_common(1)[0]
+    if runs > 1:
+        raise ConfigError(
+            f"intervention: {module} closes {runs} residual branches in one pass, expected 1 "
+            '(blocks that share a layer): use mode = "context" or "map" where it is attention, or '
+            "remove [distill.intervention] from the recipe"
+        )
+    return chosen
 
 
 class _Trace(TorchFunctionMode):
@@ -78,6 +89,7 @@ class _Trace(TorchFunctionMode):
         self._alive = list(inputs.values())  # so that no identity is used twice
         self._made = {id(tensor): (0, "") for tensor in self._alive}
         self._read: dict[int, list[int]] = {}
+        self._closed: set[int] = set()  # what one run gave may be added more than once
         self._softmaxes: list[int] = []
         self._handles = [
             module.register_forward_hook(self._produced(name))
@@ -128,6 +140,9 @@ class _Trace(TorchFunctionMode):
             return
         early, late = sorted((a, b), key=lambda tensor: self._made[id(tensor)])
         (start, _), (end, module) = self._made[id(early)], self._made[id(late)]
-        if module and any(start < time < end for time in self._read[id(early)]):
-            attention = any(start < time < end for time in self._softmaxes)
-            self.sites.append(Site(module, attention))
+        if not module or id(late) in self._closed:
+            return
+        if any(start < time < end for time in self._read[id(early)]):
+            inside = [n for n, time in enumerate(self._softmaxes) if start < time < end]
+            self.sites.append(Site(module, bool(inside), tuple(inside)))
+            self._closed.add(id(late))

@@ -13,19 +13,23 @@ site, and a loss term compares it with the teacher's: without it a fully replace
 gradient at all (the mixed signal's gradient is scaled by 1 - lambda). The term stays to the end of
 the training, on the signal that was replaced last.
 
-As in the authors' code, queries and keys (TI-M) or queries, keys and values (TI-C) are computed
-from detached hidden states, so that their loss trains the projections and nothing before them. With
-lambda between 0 and 1, what flows back is scaled by 1 - lambda, like the signal.
+As in the authors' code, queries and keys (TI-M) or queries, keys and values (TI-C, TI-O) are
+computed from detached hidden states, so that their loss trains the attention and nothing before it.
+With lambda between 0 and 1, what flows back is scaled by 1 - lambda, like the signal.
 
 Sites of TI-O are the residual branches that `edgekd.distill.branches` finds: networks with
-attention are intervened on their attention branches, others on every branch. Sites of TI-C and TI-M
-are the attentions that `edgekd.distill.attention` finds; they are watched during the step, so that
+attention are intervened on their attention branches, others on every branch. A branch without
+attention, or without layers of its own for Q, K and V, is replaced and compared all the same, but
+its loss also reaches the layers before it: the method says only for Q, K and V where to cut, and
+cut at another place its first layers would learn from nothing. Sites of TI-C and TI-M are the
+attentions that `edgekd.distill.attention` finds; they are watched during the step, so that
 no network's code is edited and nothing of it is there afterwards.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,7 +43,7 @@ from edgekd.distill import attention, losses
 from edgekd.distill.branches import chosen_sites, residual_sites
 from edgekd.distill.interception import Watch, cut
 from edgekd.errors import ConfigError
-from edgekd.models import Tensors
+from edgekd.models import Tensors, forward
 from edgekd.recipe import TeacherIntervention
 from edgekd.structure import first_tensor
 
@@ -56,9 +60,11 @@ def signal(settings: TeacherIntervention, steps: int, step: int, seed: int = 0) 
         settings: Its `mode` and `share`.
         steps: Of the whole training.
         step: From 0.
-        seed: Of the recipe; what a stochastic step draws is decided by (seed, step).
+        seed: Of the recipe; what a stochastic step draws is decided by (seed, step). Once nothing
+            is replaced any more, it is what the last intervened step drew.
     """
     if settings.mode == "stochastic":
+        step = min(step, max(0, math.ceil(settings.share * steps) - 1))
         return _SIGNALS[int(np.random.default_rng([seed, step]).integers(3))]
     passed = step / (settings.share * steps) if steps else 0.0
     if settings.mode == "gradual":
@@ -108,13 +114,18 @@ def intervene(
     """
     student, teacher = networks
     pairs: list[tuple[str, str]] = []
+    cuts: attention.Cuts = {}
     attentions = None
-    if settings.mode not in ("context", "map"):
-        mine, theirs = (chosen_sites(residual_sites(net, inputs, io)) for net in networks)
-        pairs = losses.paired(mine, theirs)
     if settings.mode != "output":
         attentions = _attentions(settings.mode, networks, inputs, io)
-    return Intervention(settings, steps, student, teacher, pairs, attentions, seed)
+    if settings.mode not in ("context", "map"):
+        mine, theirs = (residual_sites(net, inputs, io) for net in networks)
+        pairs = losses.paired(chosen_sites(mine), chosen_sites(theirs))
+        inside = {number for site in mine for number in site.softmaxes}
+        if inside:
+            found = attentions.student if attentions else attention.find(student, inputs, io)
+            cuts = found.cuts("output", inside)
+    return Intervention(settings, steps, student, teacher, pairs, attentions, cuts, seed)
 
 
 class Intervention:
@@ -133,6 +144,7 @@ class Intervention:
         teacher: nn.Module,
         sites: Sequence[tuple[str, str]],
         attentions: Attentions | None = None,
+        cuts: attention.Cuts | None = None,
         seed: int = 0,
     ) -> None:
         """Hook the sites.
@@ -144,15 +156,21 @@ class Intervention:
             teacher: Its signals are recorded.
             sites: Pairs of module names, student's and teacher's, whose outputs TI-O replaces.
             attentions: What TI-C and TI-M replace; of the modes that need them.
+            cuts: Layers of the student's Q, K and V in the branches that TI-O replaces; default:
+                there are none.
             seed: Of the stochastic mode.
         """
-        self.sites = [mine for mine, _ in sites]
         self._settings, self._steps, self._seed = settings, steps, seed
-        self._student, self._attentions = student, attentions
+        self._student, self._teacher = student, teacher
+        self._attentions, self._cuts = attentions, cuts or {}
+        self._outputs: dict[str | int, str] = {mine: mine for mine, _ in sites}
+        self._calls: dict[str | int, str] = {}
         if attentions is not None:
-            self.sites += [attentions.student.calls[mine].module for mine, _ in attentions.pairs]
+            calls = attentions.student.calls
+            self._calls = {mine: calls[mine].module for mine, _ in attentions.pairs}
+        self.sites = [*self._outputs.values(), *self._calls.values()]
         self._taught: dict[str | int, Tensor] = {}
-        self._terms: list[Tensor] = []
+        self._terms: dict[str | int, Tensor] = {}
         self._handles = [
             *(
                 teacher.get_submodule(theirs).register_forward_hook(self._record(mine))
@@ -167,10 +185,53 @@ class Intervention:
 
     def at(self, step: int) -> None:
         """Set the signal and lambda for a step; lambda is 1 at the first."""
-        self._strength = strength(self._settings, self._steps, step)
-        self._signal = signal(self._settings, self._steps, step, self._seed)
+        self._be(
+            signal(self._settings, self._steps, step, self._seed),
+            strength(self._settings, self._steps, step),
+        )
+
+    def _be(self, what: Signal, share: float) -> None:
+        self._signal, self._strength = what, share
         self._taught.clear()
         self._terms.clear()
+
+    def attempt(self, inputs: Tensors, io: IO) -> None:
+        """Replace each signal of the mode in full in one pass, and take every hook off.
+
+        It is for the time before anything is trained. The networks are as before afterwards:
+        layers run as in evaluation, so that dropout and batch norm do not act on one example.
+
+        Args:
+            inputs: One example or more.
+            io: Names of the outputs.
+
+        Raises:
+            ConfigError: The two networks' signals differ in shape, or a site does not run once.
+        """
+        networks = (self._student, self._teacher)
+        modes = [(module, module.training) for net in networks for module in net.modules()]
+        buffers = [(buffer, buffer.clone()) for net in networks for buffer in net.buffers()]
+        cuda = {p.device for p in self._student.parameters() if p.device.type == "cuda"}
+        mode = self._settings.mode
+        try:
+            with torch.random.fork_rng(list(cuda)), torch.no_grad():
+                for net in networks:
+                    net.eval()
+                self._student.training = True
+                for each in _SIGNALS if mode not in _SIGNALS else (mode,):
+                    self._be(each, 1.0)
+                    with self.teaching():
+                        forward(self._teacher, inputs, io)
+                    with self.acting():
+                        forward(self._student, inputs, io)
+                    self.loss()
+        finally:
+            self.remove()
+            for module, training in modes:
+                module.training = training
+            with torch.no_grad():
+                for buffer, kept in buffers:
+                    buffer.copy_(kept)
 
     @contextlib.contextmanager
     def teaching(self) -> Iterator[None]:
@@ -189,19 +250,24 @@ class Intervention:
 
     @contextlib.contextmanager
     def acting(self) -> Iterator[None]:
-        """Replace the student's maps or contexts in the one pass that runs within.
+        """Replace the student's signals in the one pass that runs within, and cut Q, K and V.
 
         Raises:
             ConfigError: The pass had other attentions than the one they were found on.
         """
-        if self._attentions is None or self._signal == "output" or not self._student.training:
+        if not self._student.training:
             yield
+            return
+        if self._attentions is None or self._signal == "output":
+            with cut(self._student, self._cuts if self._strength > 0 else {}, self._strength):
+                yield
             return
         found, teachers = self._attentions.student, dict(self._attentions.pairs)
 
         def replace(call: int, own: Tensor) -> Tensor:
             taught = self._taught.get(teachers[call])
-            return self._mixed(f"{self._signal} in {found.calls[call].module}", own, taught)
+            what = f"{self._signal} in {found.calls[call].module}"
+            return self._mixed(call, what, own, taught)
 
         cuts = found.cuts(self._signal) if self._strength > 0 else {}
         with cut(self._student, cuts, self._strength), self._watched(found, replace):
@@ -209,9 +275,21 @@ class Intervention:
         self._taught.clear()
 
     def loss(self) -> Tensor:
-        """Mean over the sites of MSE(student's own signal, teacher's) / Var(teacher), float32[]."""
-        terms, self._terms = self._terms, []
-        return self._settings.weight * torch.stack(terms).mean()
+        """Mean over the sites of MSE(student's own signal, teacher's) / Var(teacher), float32[].
+
+        Raises:
+            ConfigError: A site did not run since the step began.
+        """
+        terms, self._terms = self._terms, {}
+        wanted = self._outputs if self._signal == "output" else self._calls
+        missing = [name for site, name in wanted.items() if site not in terms]
+        if missing:
+            raise ConfigError(
+                f"intervention: {len(terms)} of {len(wanted)} sites gave a signal in this step, "
+                f"{missing[0]} gave none (a layer that does not run in every step): turn that off, "
+                "or remove [distill.intervention]"
+            )
+        return self._settings.weight * torch.stack(list(terms.values())).mean()
 
     def remove(self) -> None:
         """Take every hook off both networks."""
@@ -248,24 +326,27 @@ class Intervention:
         return hook
 
     def _mix(self, site: str) -> Callable[[nn.Module, Any, Any], Any]:
-        def hook(module: nn.Module, _args: Any, output: Any) -> Any:
-            if not module.training or self._signal != "output":
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            # The network's flag: a frozen batch norm that closes a branch stays in evaluation.
+            if not self._student.training or self._signal != "output":
                 return output
-            mixed = self._mixed(site, first_tensor(output), self._taught.pop(site, None))
+            mixed = self._mixed(site, site, first_tensor(output), self._taught.pop(site, None))
             return mixed if isinstance(output, Tensor) else (mixed, *output[1:])
 
         return hook
 
-    def _mixed(self, site: str, own: Tensor | None, taught: Tensor | None) -> Tensor:
+    def _mixed(
+        self, site: str | int, what: str, own: Tensor | None, taught: Tensor | None
+    ) -> Tensor:
         """Compare a signal with the teacher's and mix the two."""
         if own is None or taught is None or own.shape != taught.shape:
             raise ConfigError(
-                f"intervention: the student's {site} gives "
+                f"intervention: the student's {what} gives "
                 f"{None if own is None else list(own.shape)}, the teacher's "
                 f"{None if taught is None else list(taught.shape)}: both must give one tensor "
                 "of the same shape in every step; remove [distill.intervention]"
             )
-        self._terms.append(losses.values(own, taught))
+        self._terms[site] = losses.values(own, taught)
         return self._strength * taught + (1.0 - self._strength) * own
 
 

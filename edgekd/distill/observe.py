@@ -102,12 +102,19 @@ def errors(
         run: Passes the calibration batches through the network.
     """
     shadows = {row.layer: _shipped(model, row) for row in rows if row.layer in candidates}
+    # Beside the weights: see `quantize.attach`.
+    scales = {
+        layer: {
+            name: scale.to(quantize.original(shadows[layer]).device) for name, scale in each.items()
+        }
+        for layer, each in candidates.items()
+    }
     sums = {layer: dict.fromkeys(each, 0.0) for layer, each in candidates.items()}
     counts = dict.fromkeys(candidates, 0)
 
     def look(layer: str, _module: nn.Module, x: Tensor, output: Tensor) -> None:
         counts[layer] += output.numel()
-        for method, scale in candidates[layer].items():
+        for method, scale in scales[layer].items():
             answer = shadows[layer](quantize.fake_quant(x, scale))
             sums[layer][method] += float((answer - output).double().square().sum())
 

@@ -72,6 +72,8 @@ def prepare(
 ) -> Prepared:
     """Make a student of one's own ready for a training loop of one's own.
 
+    On a GPU, float32 stays float32 in this process from here on: TF32 is off.
+
     Args:
         student: As ``student.model`` (or else ``teacher.model``) of the recipe builds it, with
             the weights to start from. Changed in place, and left in training mode.
@@ -81,7 +83,8 @@ def prepare(
         arm: ``sparse`` for 2:4 INT8, ``dense`` for INT8 alone.
 
     Raises:
-        ConfigError: A network is not the recipe's, or does not take its data.
+        ConfigError: A network is not the recipe's, does not take its data, or lies elsewhere than
+            the other.
         ContractError: A step did not do what it promises (mask, quantizers, calibration).
     """
     if recipe.distill.sparse is not None:
@@ -90,6 +93,14 @@ def prepare(
             "out, or run edgekd distill; a student that is 2:4 already keeps its zeros, since "
             "sparsity.method = 'magnitude' finds them again"
         )
+    places = [{str(p.device) for p in network.parameters()} for network in (student, teacher)]
+    if len(places[0] | places[1]) > 1:
+        mine, theirs = (" and ".join(sorted(place)) for place in places)
+        raise ConfigError(
+            f"prepare: the student is on {mine}, the teacher on {theirs}, expected one device for "
+            "both: move them with .to(device) first"
+        )
+    device.float32()  # for the whole process: proofs and integers are of float32
     examples = sources.load(recipe)
     for network in (student, teacher):
         unpack.canonical(network)
@@ -152,7 +163,7 @@ class Prepared:
         # Tried before anything is trained: a mode that these networks cannot take ends here.
         tried = _intervention(recipe, student, teacher, one, examples.io)
         if tried is not None:
-            tried.remove()
+            tried.attempt(one, examples.io)
         feed = samples.batches(examples, recipe.quantization.calibration_samples)
         self._equalised = equalise.asked(recipe, student, self.rows, feed, examples.io)
         self._masks, self._pruned = prune.masks(recipe, student, self.rows, examples, feed)

@@ -192,8 +192,7 @@ def attach(
             scale, so that a device still quantizes the tensor once.
 
     Raises:
-        ContractError: A planned layer has no mask or scale, or the network already carries
-        quantizers.
+        ContractError: A planned layer has no mask or scale, or the network carries quantizers.
     """
     no_quantizers(model, "attach: the network")
     for row in rows:
@@ -204,14 +203,18 @@ def attach(
         if row.int8 and row.layer not in input_scales:
             raise ContractError(f"attach: {row.layer} is planned for INT8 but has no input scale")
         module = model.get_submodule(row.layer)
+        device = original(module).device
         # Copies: `verify` compares with masks that no training step or checkpoint can touch.
+        mask = masks[row.layer].clone().to(device) if row.sparse else None
         if row.int8:
-            quantizer = WeightQuantizer(masks[row.layer].clone() if row.sparse else None, row.bits)
+            quantizer = WeightQuantizer(mask, row.bits)
             parametrize.register_parametrization(module, "weight", quantizer, unsafe=True)
-            module.add_module("input_quantizer", InputQuantizer(input_scales[row.layer].clone()))
+            # CUDA divides by a scalar of the CPU's as a * (1 / b), which is not ONNX's division.
+            scale = input_scales[row.layer].clone().to(device)
+            module.add_module("input_quantizer", InputQuantizer(scale))
             module.register_forward_pre_hook(_quantize_input, with_kwargs=True)
-        elif row.sparse:
-            parametrize.register_parametrization(module, "weight", Mask(masks[row.layer].clone()))
+        elif mask is not None:
+            parametrize.register_parametrization(module, "weight", Mask(mask))
     for row in rows if learned else ():
         if row.int8:
             _learn(model, row, (same_input or {}).get(row.layer, row.layer))
@@ -228,7 +231,7 @@ def _learn(model: nn.Module, row: LayerPlan, first: str) -> None:
     assert isinstance(given, InputQuantizer)
     assert isinstance(other, InputQuantizer)
     if other.learned is None:
-        other.learned = lsq.LearnedScale(other.calibrated.to(original(module).device))
+        other.learned = lsq.LearnedScale(other.calibrated)
     given.learned = other.learned
 
 

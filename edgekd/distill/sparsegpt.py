@@ -26,7 +26,7 @@ is not used here. Left out: choosing quantized values at the same time (algorith
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -71,10 +71,9 @@ def prune(
         sparsify.require_rows(row.layer, model.get_submodule(row.layer), pattern_rows)
     masks: dict[str, Tensor] = {}
     for group in _passes(model, planned):
-        seen = hessians(model, [layer for layers in group.values() for layer in layers], run)
+        seen = hessians(model, group, run)
         for owner, layers in group.items():
-            total = torch.stack([seen[layer] for layer in layers]).sum(dim=0)
-            mask = _prune_layer(owner, model.get_submodule(owner), total, pattern_rows)
+            mask = _prune_layer(owner, model.get_submodule(owner), seen[owner], pattern_rows)
             masks.update({layer: mask.clone() for layer in layers})
     return masks
 
@@ -114,18 +113,18 @@ def compensated(weight: Tensor, hessian: Tensor, pattern_rows: int = 1) -> tuple
 
 
 def hessians(
-    model: nn.Module, layers: Sequence[str], run: Callable[[nn.Module], None]
+    model: nn.Module, holders: Mapping[str, Sequence[str]], run: Callable[[nn.Module], None]
 ) -> dict[str, Tensor]:
-    """Hessians of layers' output errors, from one pass over the calibration data.
+    """Hessians of weights' output errors, from one pass over the calibration data.
 
     Args:
         model: The float network; left as it was.
-        layers: Names of Linear and Conv2d modules.
+        holders: By a name for each weight, the Linear or Conv2d modules that hold it.
         run: Passes the calibration batches through the network it is given.
 
     Returns:
-        {layer: float64[groups, k, k]}, 2 X^T X over the number of X's rows, its columns as in
-        `sparse24.conv_as_matrix`.
+        {name: float64[groups, k, k]}, 2 X^T X over the number of X's rows, X the inputs of all
+        holders, its columns as in `sparse24.conv_as_matrix`.
 
     Raises:
         ContractError: No input reached a layer, or one that is not finite.
@@ -139,6 +138,7 @@ def hessians(
             sums[layer] = sums[layer] + product if layer in sums else product
             counts[layer] = counts.get(layer, 0) + x.shape[1]
 
+    layers = [layer for held in holders.values() for layer in held]
     watch.runs(model, layers, run, look)
     for layer in layers:
         if layer not in sums:
@@ -151,7 +151,11 @@ def hessians(
                 f"sparsegpt: the inputs of {layer} hold NaN or infinity, expected finite numbers: "
                 "look for bad values in the data, or for a layer before it that overflows"
             )
-    return {layer: 2 * sums[layer] / counts[layer] for layer in layers}
+    found = {}
+    for name, held in holders.items():
+        total = torch.stack([sums[layer] for layer in held]).sum(dim=0)
+        found[name] = 2 * total / sum(counts[layer] for layer in held)
+    return found
 
 
 def _passes(model: nn.Module, planned: Sequence[LayerPlan]) -> list[dict[str, list[str]]]:

@@ -31,7 +31,7 @@ from edgekd.distill import batchnorm, features, loop, quantize, samples
 from edgekd.distill.intervention import Intervention
 from edgekd.distill.objective import Objective
 from edgekd.distill.sparsify import as_matrix
-from edgekd.errors import ContractError
+from edgekd.errors import ConfigError, ContractError
 from edgekd.recipe import Recipe
 
 FOLDER = "float-stage"
@@ -89,15 +89,23 @@ def warm_up(
     masks: Mapping[str, Tensor],
     keep: Path,
 ) -> dict[str, Any]:
-    """Warm the student's batch norms up, freeze and fold them; what was folded, what stays."""
+    """Warm the student's batch norms up, freeze and fold them; what was folded, what stays.
+
+    Raises:
+        ConfigError: There are steps to warm up with, and no batch norm.
+    """
+    names, steps = batchnorm.norms(student), recipe.distill.batchnorm_warmup
+    if not names and steps:
+        raise ConfigError(
+            f"recipe {recipe.name}: distill.batchnorm_warmup is {steps} and the student has no "
+            "batch norm: remove it"
+        )
+    if not names:
+        return {"folded": [], "frozen": []}
     batch = samples.batches(examples, models.BATCH)[0]
     one = {name: array[:1] for name, array in batch.items()}
     found = batchnorm.pairs(student, models.tensors(one, student), examples.io)
-    names = batchnorm.norms(student)
-    if not names:
-        return {"folded": [], "frozen": []}
     quantize.attach_masks(student, masks)
-    steps = recipe.distill.batchnorm_warmup
     if steps:
         objective = Objective(recipe.distill.losses, student, teacher, examples.io)
         (keep / "batchnorm").mkdir(parents=True, exist_ok=True)

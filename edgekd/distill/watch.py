@@ -41,13 +41,14 @@ def traced(model: nn.Module, inputs: Tensors, io: IO, trace: Trace) -> Tensors:
         io: Names of the outputs.
         trace: Its hooks are on the network, and taken off here.
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]  # frozen layers among them
     model.eval()
     try:
         with torch.no_grad(), trace:
             return forward(model, inputs, io)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         trace.remove()
 
 

@@ -63,9 +63,10 @@ def trace(
         inputs: One example, batch of at least 2.
         io: Names, and which sizes are symbols.
         opset: ONNX operator set, 18 where it is below.
-        limits: Symbol -> smallest and largest size.
+        limits: Symbol -> smallest and largest size. An axis that changes serves any range, and
+            only the engine keeps to it; torch.export's own range is made to hold the example too.
     """
-    dims = {name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in limits.items()}
+    dims = _dims(inputs, io, limits)
     shapes = tuple(
         {i: dims[size] for i, size in enumerate(tensor.shape) if isinstance(size, str)}
         for tensor in io.inputs
@@ -88,6 +89,25 @@ def trace(
         for port, value in zip(ports, values, strict=True):
             value.shape = ir.Shape(port.shape)  # its own symbols have names of its own
     return graph
+
+
+def _dims(
+    inputs: Sequence[Tensor], io: IO, limits: Mapping[str, tuple[int, int]]
+) -> dict[str, Any]:
+    """A range for each symbol that holds its limits and the example, and more than one size.
+
+    torch.export knows no range of one size, and refuses an example outside its range.
+    """
+    dims = {}
+    for port, tensor in zip(io.inputs, inputs, strict=True):
+        for symbol, size in zip(port.shape, tensor.shape, strict=True):
+            if isinstance(symbol, str):
+                low, high = limits[symbol]
+                high = max(high, size, 2)
+                # Down and not up: a network may have a largest size, of a table of positions.
+                low = min(low, size, high - 1)
+                dims[symbol] = torch.export.Dim(symbol, min=low, max=high)
+    return dims
 
 
 def _require_symbols(graph: ir.Model, io: IO) -> None:

@@ -131,8 +131,9 @@ def _write(source: Artifact, samples: Artifact, settings: Export, work: Work) ->
     del student  # as large as the network, and not needed again
     storage.release()
     measured = parity.measure(model, path, half, inputs, io)
-    measured["parity"]["sizes"] = parity.at_other_sizes(
-        model, path, inputs, io, settings.dynamic, measured["parity"]["noise"]
+    noise = (measured["parity"]["noise"], measured["parity"]["float16_noise"])
+    measured["parity"] |= parity.at_other_sizes(
+        model, path, half, inputs, io, settings.dynamic, noise
     )
 
     np.savez(work.scratch / "outputs.npz", **measured["outputs"])
@@ -191,7 +192,7 @@ def _same_as_recorded(
     it is more than the usual limit.
     """
     answers = models.run(model, inputs, io)
-    limit = parity.FLOAT32_LIMIT
+    limit, _ = parity.floors(model)
     for name, answer in answers.items():
         gap = float(np.linalg.norm(answer - recorded[name]))
         size = float(np.linalg.norm(recorded[name]))
@@ -202,7 +203,7 @@ def _same_as_recorded(
             raise ContractError(
                 f"export: rebuilt from {source.path}, the network answers {name!r} {gap:.3g} away "
                 f"from what it answered when it was trained (size {size:.3g}, at most "
-                f"{limit:.0%} of it expected): train it again with this version"
+                f"{limit:.3g} of it expected): train it again with this version"
             )
 
 

@@ -36,10 +36,17 @@ SENTENCE = (
 class TestWidths:
     def test_by_hand(self) -> None:
         sizes = {"a": 100, "b": 100, "c": 100, "d": 100}
-        # Half of 4 bits in each, 800 bits by norm: ideals 2 + 800 * norm / (100 * 8).
-        norms = {"a": 5.0, "b": 2.0, "c": 1.0, "d": 0.0}
-        # Ideals 7, 4, 3, 2 round down to 4, 4, 2, 2: 1200 of 1600 bits; a is 3 short and takes 8.
+        # All but one of 4 bits in each, 400 bits by norm: ideals 3 + 400 * norm / (100 * 8).
+        norms = {"a": 6.0, "b": 2.0, "c": 0.0, "d": 0.0}
+        # Ideals 6, 4, 3, 3 round down to 4, 4, 2, 2: 1200 of 1600 bits; a is 2 short and takes 8.
         assert bits.widths(sizes, norms, 4.0) == {"a": 8, "b": 4, "c": 2, "d": 2}
+
+    def test_only_one_bit_a_weight_follows_the_norms(self) -> None:
+        sizes = {"a": 100, "b": 100, "c": 100, "d": 100}
+        norms = {"a": 1.9, "b": 1.9, "c": 0.1, "d": 0.1}
+        # Ideals 4.9, 4.9, 3.1, 3.1: c and d are 1.1 short of them, a and b 0.9. Were it half of the
+        # bits, a's would be 5.8 and it would take 8.
+        assert bits.widths(sizes, norms, 4.0) == dict.fromkeys(sizes, 4)
 
     def test_a_large_layer_pays_for_its_size(self) -> None:
         sizes = {"small": 10, "large": 1000}

@@ -100,3 +100,36 @@ def test_attention_is_chosen_before_other_branches_and_no_branch_is_refused() ->
     with pytest.raises(ConfigError, match="no module whose output is added to a residual stream"):
         chosen_sites(residual_sites(nn.Sequential(nn.Linear(4, 4)), {"input": torch.ones(1, 4)},
                                     LOGITS))  # fmt: skip
+
+
+def test_softmaxes_are_counted_in_the_branch_they_ran_in() -> None:
+    found = residual_sites(network(configs.VIT), IMAGES, LOGITS)
+    assert [site.softmaxes for site in found] == [(0,), (), (1,), ()]
+
+
+class Shared(nn.Module):
+    """Three blocks that are one and the same, as in ALBERT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = x + self.fc(x.relu())
+        return x
+
+
+def test_a_module_that_closes_several_branches_is_refused() -> None:
+    found = residual_sites(Shared(), {"x": torch.ones(1, 4)}, LOGITS)
+    with pytest.raises(ConfigError, match=r"fc closes 3 residual branches in one pass, expected 1"):
+        chosen_sites(found)
+
+
+def test_what_one_run_gave_may_be_added_twice() -> None:
+    class Twice(Shared):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.fc(x.relu())
+            return (x + y) * (x + y)
+
+    assert sites(Twice(), {"x": torch.ones(1, 4)}) == [("fc", False)]

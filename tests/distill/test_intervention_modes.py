@@ -51,6 +51,15 @@ class TestSchedule:
         assert sum(counts) == 300
         assert all(70 < count < 130 for count in counts)
 
+    @pytest.mark.parametrize("withdraw", ["linear", "two-step"])
+    def test_after_the_last_intervened_step_its_signal_stays(self, withdraw: str) -> None:
+        chosen = settings("stochastic", share=0.3, withdraw=withdraw)
+        drawn = [signal(chosen, 25, step, seed=3) for step in range(25)]
+        acted = [step for step in range(25) if strength(chosen, 25, step) > 0]
+        assert acted == list(range(8))  # of 7.5 steps
+        assert set(drawn[7:]) == {drawn[7]}
+        assert len(set(drawn[:8])) > 1
+
     def test_strength(self) -> None:
         linear, two = settings("map", share=0.5), settings("map", share=0.5, withdraw="two-step")
         assert [strength(linear, 8, step) for step in range(8)] == [1, 0.75, 0.5, 0.25, 0, 0, 0, 0]
@@ -234,7 +243,7 @@ def test_one_signal_a_step_is_taught_and_the_others_are_not(step: int) -> None:
     found = intervene(settings("gradual"), 12, 0, networks, X, LOGITS)
     found.at(step)
     passes(found, networks, X)
-    shapes = [list(each.shape) for each in found._terms]
+    shapes = [list(each.shape) for each in found._terms.values()]
     assert shapes == [[], []]
     assert not found._taught
     what = signal(settings("gradual"), 12, step)
@@ -244,7 +253,9 @@ def test_one_signal_a_step_is_taught_and_the_others_are_not(step: int) -> None:
     if what != "output":
         taught = maps if what == "map" else contexts
         own = slow(networks[0], X["x"], what, taught, found._strength)[1 if what == "map" else 2]  # type: ignore[arg-type]
-        assert torch.allclose(found._terms[1], losses.values(own[1], taught[1]), rtol=1e-4)
+        assert torch.allclose(
+            list(found._terms.values())[1], losses.values(own[1], taught[1]), rtol=1e-4
+        )
 
 
 def test_the_objective_teaches_and_acts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,6 +199,19 @@ class TestBest:
         assert found["max"] < found["mse"]
         assert not model.stem._forward_hooks
 
+    def test_scales_go_where_the_weights_are(self) -> None:
+        went = []
+
+        class Scale(Tensor):
+            def to(self, *args: Any, **_: Any) -> Tensor:  # type: ignore[override]
+                went.append(args)
+                return self.as_subclass(Tensor)
+
+        model = models.mlp().eval()
+        candidates = {"stem": {"max": torch.tensor(0.03125).as_subclass(Scale)}}
+        observe.errors(model, plan(model), candidates, feed(16))
+        assert went == [(model.stem.weight.device,)]
+
     def test_the_least_error_wins_and_readers_of_one_tensor_agree(self) -> None:
         rows = plan(models.mlp())[:3]
         one, two, three = (row.layer for row in rows)

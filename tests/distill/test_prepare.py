@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import edgekd
 from edgekd import artifact, kinds, models, sources
 from edgekd.artifact import Artifact
+from edgekd.distill import stages
 from edgekd.distill.prepare import Prepared
 from edgekd.errors import ConfigError, ContractError
 from edgekd.export.model import export
@@ -130,6 +131,26 @@ def test_a_mode_that_a_network_cannot_take_is_refused_before_anything_is_changed
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def test_outputs_of_another_width_are_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "narrow").mkdir()
+    narrow = json.dumps({**configs.VIT, "hidden_size": 16})
+    (tmp_path / "narrow" / "config.json").write_text(narrow)
+    distill = {"steps": 4, "batch_size": 16, "intervention": {"mode": "output"}}
+    recipe = tiny(
+        tmp_path, configs.VIT, "images", distill=distill, student={"model": "hf:narrow/config.json"}
+    )
+    _, teacher = networks(recipe)
+    student = models.build(models.describe("hf:narrow/config.json", recipe.base))
+    monkeypatch.setattr(stages, "float_stage", lambda *_: pytest.fail("trained"))
+    with pytest.raises(
+        ConfigError, match=r"o_proj gives \[1, 17, 16\], the teacher's \[1, 17, 32\]"
+    ):
+        edgekd.prepare(student, teacher, recipe)
+    assert not any(m._forward_hooks for net in (student, teacher) for m in net.modules())
+
+
 def test_transformers_trainer_is_such_a_loop(tmp_path: Path) -> None:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -196,6 +217,15 @@ class TestRefused:
             "found [96], expected [64]",
         ):
             assert word in str(caught.value)
+
+    def test_networks_on_two_devices(self, tmp_path: Path) -> None:
+        recipe = tiny(tmp_path)
+        student, teacher = networks(recipe)
+        with pytest.raises(ConfigError) as caught:
+            edgekd.prepare(student.to("meta"), teacher, recipe)
+        assert "the student is on meta, the teacher on cpu, expected one device" in str(
+            caught.value
+        )
 
     def test_a_mask_that_the_loop_destroyed(self, tmp_path: Path) -> None:
         recipe = tiny(tmp_path)

@@ -214,6 +214,23 @@ class TestAttach:
         assert torch.equal(quantize.latent_weight(model.stem), weight)
         quantize.verify(model, models.mlp(), rows, masks)
 
+    @pytest.mark.parametrize("learned", [False, True])
+    def test_scales_and_masks_go_where_the_weights_are(self, learned: bool) -> None:
+        model = models.mlp()
+        rows = plan(model)
+        rows[1] = replace(rows[1], int8=False)
+        masks = sparsify.masks(model, rows)
+        scales = calibrate(model, rows, masks, feed)
+        assert {tensor.device.type for tensor in (*masks.values(), *scales.values())} == {"cpu"}
+        elsewhere = model.to("meta")
+        quantize.attach(elsewhere, rows, masks, scales, learned=learned)
+        found = {name: tensor.device.type for name, tensor in elsewhere.state_dict().items()}
+        assert {"stem.input_quantizer.calibrated", "stem.parametrizations.weight.0.mask"} <= set(
+            found
+        )
+        assert f"{rows[1].layer}.parametrizations.weight.0.mask" in found
+        assert set(found.values()) == {"meta"}
+
     def test_missing_masks_and_scales(self) -> None:
         model = models.mlp()
         rows = plan(model)

@@ -102,7 +102,7 @@ def test_the_hessian_of_a_convolution_is_of_the_inputs_its_weights_meet(
     monkeypatch.setattr(sparsegpt, "_UNFOLDED", 1)  # one example at a time
     torch.manual_seed(1)
     x = torch.randn(3, conv.in_channels, 9, 9)
-    (hessian,) = sparsegpt.hessians(nn.Sequential(conv), ["0"], lambda net: net(x)).values()
+    (hessian,) = sparsegpt.hessians(nn.Sequential(conv), {"0": ["0"]}, lambda net: net(x)).values()
     assert len(hessian) == conv.groups
     output = conv(x)
     # Of any weights, w H w is twice the mean square of what they answer.
@@ -135,7 +135,7 @@ def test_every_layer_loses_less_than_by_magnitude(
     assert set(sparsegpt.prune(twin, rows, run)) == set(planned)
     for layer in planned:
         # On the inputs that the layer had when it was pruned: those of the pruned network.
-        hessian = sparsegpt.hessians(twin, [layer], run)[layer]
+        hessian = sparsegpt.hessians(twin, {layer: [layer]}, run)[layer]
         assert len(hessian) == 1
         dense = model.get_submodule(layer).weight
         by_magnitude = dense * masks[layer]
@@ -197,13 +197,43 @@ def test_one_mask_and_one_hessian_for_a_weight_that_two_layers_hold() -> None:
         row(two, model.get_submodule(two), tied_to=one),
     ]
     dense = model.get_submodule(one).weight.detach().clone()
-    seen = sparsegpt.hessians(model, [one, two], vectors())
+    seen = sparsegpt.hessians(model, {one: [one, two]}, vectors())
     masks = sparsegpt.prune(model, rows, vectors())
     assert torch.equal(masks[one], masks[two])
     assert model.get_submodule(one).weight is model.get_submodule(two).weight
-    wanted, mask = sparsegpt.compensated(dense, (seen[one] + seen[two])[0])
+    wanted, mask = sparsegpt.compensated(dense, seen[one][0])
     assert torch.equal(masks[one], mask)
     torch.testing.assert_close(model.get_submodule(one).weight, wanted.float())
+
+
+class TwoSizes(nn.Module):
+    """One convolution's weight, held twice: on a map of 8 x 8 and on one of 2 x 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large, self.small = nn.Conv2d(16, 8, 1), nn.Conv2d(16, 8, 1)
+        self.small.weight = self.large.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.large(x).mean((2, 3)) + self.small(3 * x[:, :, ::4, ::4]).mean((2, 3))
+
+
+def test_the_hessian_of_a_shared_weight_is_of_all_rows_it_meets() -> None:
+    torch.manual_seed(0)
+    model, x = TwoSizes(), torch.randn(4, 16, 8, 8)
+    names = ["large", "small"]
+    (found,) = sparsegpt.hessians(model, {"large": names}, lambda net: net(x))["large"]
+    maps = [x, 3 * x[:, :, ::4, ::4]]
+    pooled = torch.cat([each.movedim(1, -1).reshape(-1, 16) for each in maps]).double()
+    assert len(pooled) == 4 * (64 + 4)
+    wanted = 2 * pooled.T @ pooled / len(pooled)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    dense = model.large.weight.detach().flatten(1).clone()
+    rows = [row("large", model.large), row("small", model.small, tied_to="large")]
+    masks = sparsegpt.prune(model, rows, lambda net: net(x))
+    pruned, mask = sparsegpt.compensated(dense, wanted)
+    assert torch.equal(masks["large"].flatten(1), mask)
+    torch.testing.assert_close(model.small.weight.flatten(1), pruned.float())
 
 
 def test_nothing_planned_costs_nothing() -> None:

@@ -297,6 +297,15 @@ class TestRefused:
         with pytest.raises(ContractError, match="float stage: the 2:4 mask of stem was lost"):
             distill(tiny(tmp_path, distill=settings()), tmp_path / "out")
 
+    def test_a_warm_up_of_nothing(self, tmp_path: Path) -> None:
+        recipe = tiny(tmp_path, distill={"steps": 2, "batch_size": 16, "batchnorm_warmup": 500})
+        with pytest.raises(ConfigError) as caught:
+            distill(recipe, tmp_path / "out")
+        assert str(caught.value) == (
+            f"recipe {recipe.name}: distill.batchnorm_warmup is 500 and the student has no batch "
+            "norm: remove it"
+        )
+
     def test_prepare_has_no_such_stage(self, tmp_path: Path) -> None:
         recipe = tiny(tmp_path, distill=settings())
         networks = [models.build(models.describe(recipe.teacher.model, tmp_path)) for _ in "ab"]

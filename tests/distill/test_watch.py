@@ -39,6 +39,7 @@ class Counting(TorchFunctionMode):
 def test_a_traced_pass_is_in_evaluation_mode_and_leaves_no_trace(training: bool) -> None:
     examples = data.vectors()
     model = models.mlp().train(training)
+    frozen = next(model.children()).eval()
     one = tensors(examples.train.take(slice(0, 2))[0], model)
     trace = Counting(model)
     outputs = watch.traced(model, one, examples.io, trace)
@@ -46,6 +47,7 @@ def test_a_traced_pass_is_in_evaluation_mode_and_leaves_no_trace(training: bool)
     assert trace.calls > 0
     assert (trace.ran, trace.state) == (1, (False, False))
     assert model.training is training
+    assert frozen.training is False
     assert not model._forward_hooks
     calls = trace.calls
     model(one["x"])

@@ -23,7 +23,7 @@ from edgekd.engine.build import evidence
 from edgekd.errors import ConfigError, ContractError
 from edgekd.export.model import export
 from edgekd.export.parity import at_other_sizes
-from edgekd.export.to_onnx import Form, export_float32
+from edgekd.export.to_onnx import Form, convert_float16, export_float32
 from edgekd.recipe import Export, Range
 
 Students = Callable[[str], Artifact]
@@ -94,7 +94,9 @@ def test_a_sequence_of_any_length_is_computed_and_fused(bert: Artifact, exporter
     settings = Export(exporter=exporter, weights="int8", dynamic={"sequence": LENGTHS})  # type: ignore[arg-type]
     graph = export(bert, bert.path.parent, settings)
     sizes = graph.results["parity"]["sizes"]
-    assert set(sizes) == {"sequence 4", "sequence 16", "sequence 40"}
+    halves = graph.results["parity"]["float16_sizes"]
+    assert set(sizes) == set(halves) == {"sequence 4", "sequence 16", "sequence 40"}
+    assert 0 < max(halves.values()) < 0.1
     assert max(sizes.values()) < 1e-3
     assert graph.read_json("io.json")["inputs"][0]["shape"] == ["batch", "sequence"]
     engine = evidence(graph, A100, bert.path.parent)
@@ -112,24 +114,74 @@ def test_a_changing_size_needs_its_limits(bert: Artifact, student: Students) -> 
         export(source, source.path.parent, Export(dynamic={"sequence": LENGTHS}))
 
 
-def test_a_graph_that_kept_its_length_is_caught(tmp_path: Path) -> None:
-    class Keeps(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(4, 4)
+BATCHES = [(1, 1, 1), (4, 4, 8), (2, 2, 2)]
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.fc(x) * torch.arange(int(x.shape[1])).reshape(1, -1, 1)
 
+@pytest.mark.parametrize(("low", "opt", "high"), BATCHES)
+def test_dynamo_takes_any_range_of_batches(
+    student: Students, low: int, opt: int, high: int
+) -> None:
+    """One size alone, and a range that the example's two rows are not in."""
+    source = student("mlp")
+    settings = Export(exporter="dynamo", batch_min=low, batch_opt=opt, batch_max=high)
+    graph = export(source, source.path.parent, settings)
+    assert graph.results["parity"]["samples"] == 24  # in batches of 1, 3 and 20
+    for file in ("ort.onnx", "trt.onnx"):
+        value = onnx.load(graph.file(file)).graph.input[0]
+        assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
+    engine = evidence(graph, A100, source.path.parent)
+    assert engine.config["profiles"]["x"] == [[low, 32], [opt, 32], [high, 32]]
+
+
+@pytest.mark.parametrize(("low", "high"), [(16, 16), (20, 40), (2, 8)])
+def test_dynamo_takes_any_range_of_another_size(bert: Artifact, low: int, high: int) -> None:
+    """The samples are 16 long: the only length, below the range, above it."""
+    settings = Export(exporter="dynamo", dynamic={"sequence": Range(min=low, opt=low, max=high)})
+    found = export(bert, bert.path.parent, settings).results["parity"]["sizes"]
+    assert set(found) == {f"sequence {low}", f"sequence {high}"}
+
+
+class Keeps(nn.Module):
+    """Under the tracer its length becomes a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def length(self, x: Tensor) -> Tensor:
+        return torch.arange(int(x.shape[1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) * self.length(x).reshape(1, -1, 1)
+
+
+class Follows(Keeps):
+    """The same, with its length from the tensor."""
+
+    def length(self, x: Tensor) -> Tensor:
+        return torch.ones_like(x[0, :, 0]).cumsum(0) - 1
+
+
+@pytest.mark.parametrize("which", ["ort.onnx", "trt.onnx"])
+def test_a_graph_that_kept_its_length_is_caught(tmp_path: Path, which: str) -> None:
+    torch.manual_seed(0)
     ports = [Port(name=n, dtype="float32", shape=["batch", "sequence", 4]) for n in ("x", "y")]
     io = IO(inputs=ports[:1], outputs=ports[1:], labels=[])
-    model, x = Keeps().eval(), torch.randn(2, 6, 4)
+    model, keeps, x = Follows().eval(), Keeps().eval(), torch.randn(2, 6, 4)
+    keeps.load_state_dict(model.state_dict())
     form = Form(limits={"batch": (1, 8), "sequence": (2, 9)})
-    export_float32(model, {"x": x}, io, form, tmp_path / "ort.onnx")
+    graphs: dict[str, tuple[Path, Path]] = {}
+    for name, network in (("follows", model), ("keeps", keeps)):
+        (tmp_path / name).mkdir()
+        graphs[name] = tmp_path / name / "ort.onnx", tmp_path / name / "trt.onnx"
+        export_float32(network, {"x": x}, io, form, graphs[name][0])
+        convert_float16(*graphs[name])
+    inputs, sizes = {"x": x.numpy()}, {"sequence": Range(min=2, opt=6, max=9)}
+    at_other_sizes(model, *graphs["follows"], inputs, io, sizes)
+    path = graphs["keeps" if which == "ort.onnx" else "follows"][0]
+    half = graphs["keeps" if which == "trt.onnx" else "follows"][1]
     with pytest.raises(ContractError) as caught:
-        at_other_sizes(
-            model, tmp_path / "ort.onnx", {"x": x.numpy()}, io,
-            {"sequence": Range(min=2, opt=6, max=9)},
-        )  # fmt: skip
+        at_other_sizes(model, path, half, inputs, io, sizes)
+    assert f"({'export: ' + which} fails on a batch" in str(caught.value)
     assert "at sequence 2 the graph does not compute the network" in str(caught.value)
     assert "set export.exporter to the other one" in str(caught.value)

@@ -213,7 +213,21 @@ class TestCaught:
         found = refused(student("mlp"), tmp_path, ContractError)
         assert "the network answers 'logits'" in found
         assert "away from what it answered when it was trained" in found
-        assert "at most 5% of it expected" in found
+        assert "at most 0.05 of it expected" in found
+
+    def test_another_network_without_int8_than_was_trained(
+        self, student: Students, tmp_path: Path, breaks: Breaks
+    ) -> None:
+        """A thousandth off, which INT8 may be and floats may not."""
+
+        def change(network: Any) -> None:
+            network.head.weight.data *= 1.001
+
+        breaks(change)
+        teacher = artifact.parent(student("mlp"), "teacher", kinds.TEACHER)
+        found = refused(teacher, tmp_path, ContractError)
+        assert "the network answers 'logits'" in found
+        assert "at most 0.0001 of it expected" in found
 
     def test_answers_that_are_no_numbers(
         self, student: Students, tmp_path: Path, breaks: Breaks

@@ -20,6 +20,7 @@ from edgekd.artifact import Artifact
 from edgekd.eligible import LayerPlan
 from edgekd.errors import ContractError, ToolchainError
 from edgekd.export import parity, qdq_form, to_onnx
+from edgekd.recipe import Range
 from edgekd.weights import load_weights
 
 IO = data.vectors().io
@@ -123,7 +124,7 @@ class TestLimits:
         to_onnx.export_float32(model, two, IO, to_onnx.Form(), tmp_path / "ort.onnx")
         to_onnx.convert_float16(tmp_path / "ort.onnx", tmp_path / "trt.onnx")
         good = (model, tmp_path / "ort.onnx", tmp_path / "trt.onnx")
-        for index, (which, most) in enumerate((("ort.onnx", "0.05"), ("trt.onnx", "0.1"))):
+        for index, (which, most) in enumerate((("ort.onnx", "0.0001"), ("trt.onnx", "0.01"))):
             wrong = changed(
                 good[1 + index], tmp_path / "w", lambda n, a: a + 1 if n == "head.bias" else a
             )
@@ -146,6 +147,23 @@ class TestLimits:
         assert "ort.onnx quantizes the input of stem to other ones" in found
         assert "expected at most 0.01" in found
         assert not (tmp_path / "ort.cut.onnx").exists()
+
+    def test_at_other_sizes_too_each_layer_is_compared(
+        self, shipped: Shipped, tmp_path: Path
+    ) -> None:
+        model, path, half = shipped
+        sizes = {"batch": Range(min=1, opt=5, max=5)}
+        found = parity.at_other_sizes(model, path, half, INPUTS, IO, sizes)
+        assert list(found) == ["sizes", "float16_sizes"]
+        assert all(list(each) == ["batch 1", "batch 5"] for each in found.values())
+        assert 0 < max(found["sizes"].values()) < 1e-4 < max(found["float16_sizes"].values()) < 0.1
+        for index, file in enumerate((path, half)):
+            wrong = changed(file, tmp_path, lambda n, a: a * 1.1 if "input_scale" in n else a)
+            graphs = (wrong, half) if index == 0 else (path, wrong)
+            with pytest.raises(ContractError) as caught:
+                parity.at_other_sizes(model, *graphs, INPUTS, IO, sizes)
+            assert "at batch 1 the graph does not compute the network" in str(caught.value)
+            assert f"{file.name} quantizes the input of stem to other ones" in str(caught.value)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])
     def test_answers_that_are_no_numbers(
