@@ -133,12 +133,8 @@ def test_dynamo_takes_any_range_of_batches(
     assert engine.config["profiles"]["x"] == [[low, 32], [opt, 32], [high, 32]]
 
 
-@pytest.mark.parametrize(("low", "high"), [(16, 16), (20, 40), (2, 8)])
-def test_dynamo_takes_any_range_of_another_size(bert: Artifact, low: int, high: int) -> None:
-    """The samples are 16 long: the only length, below the range, above it."""
-    settings = Export(exporter="dynamo", dynamic={"sequence": Range(min=low, opt=low, max=high)})
-    found = export(bert, bert.path.parent, settings).results["parity"]["sizes"]
-    assert set(found) == {f"sequence {low}", f"sequence {high}"}
+PORTS = [Port(name=n, dtype="float32", shape=["batch", "sequence", 4]) for n in ("x", "y")]
+SEQUENCES = IO(inputs=PORTS[:1], outputs=PORTS[1:], labels=[])
 
 
 class Keeps(nn.Module):
@@ -162,11 +158,39 @@ class Follows(Keeps):
         return torch.ones_like(x[0, :, 0]).cumsum(0) - 1
 
 
+class Table(Keeps):
+    """A table of six positions: no length above six."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(6))
+
+    def length(self, x: Tensor) -> Tensor:
+        return self.table[: x.shape[1]]
+
+
+@pytest.mark.parametrize(
+    ("network", "low", "high"),
+    [(Follows, 6, 6), (Follows, 8, 12), (Follows, 2, 4), (Table, 6, 6), (Table, 2, 4)],
+)
+def test_dynamo_takes_any_range_of_another_size(
+    tmp_path: Path, network: type[Keeps], low: int, high: int
+) -> None:
+    """The example is 6 long: the only length, below the range, above it."""
+    torch.manual_seed(0)
+    model, x = network().eval(), torch.randn(2, 6, 4)
+    form = Form(18, "dynamo", limits={"batch": (3, 3), "sequence": (low, high)})
+    path, half = tmp_path / "ort.onnx", tmp_path / "trt.onnx"
+    export_float32(model, {"x": x}, SEQUENCES, form, path)
+    convert_float16(path, half)
+    sizes = {"sequence": Range(min=low, opt=low, max=high)}
+    found = at_other_sizes(model, path, half, {"x": x.numpy()}, SEQUENCES, sizes)
+    assert set(found["sizes"]) == {f"sequence {low}", f"sequence {high}"}
+
+
 @pytest.mark.parametrize("which", ["ort.onnx", "trt.onnx"])
 def test_a_graph_that_kept_its_length_is_caught(tmp_path: Path, which: str) -> None:
     torch.manual_seed(0)
-    ports = [Port(name=n, dtype="float32", shape=["batch", "sequence", 4]) for n in ("x", "y")]
-    io = IO(inputs=ports[:1], outputs=ports[1:], labels=[])
     model, keeps, x = Follows().eval(), Keeps().eval(), torch.randn(2, 6, 4)
     keeps.load_state_dict(model.state_dict())
     form = Form(limits={"batch": (1, 8), "sequence": (2, 9)})
@@ -174,14 +198,14 @@ def test_a_graph_that_kept_its_length_is_caught(tmp_path: Path, which: str) -> N
     for name, network in (("follows", model), ("keeps", keeps)):
         (tmp_path / name).mkdir()
         graphs[name] = tmp_path / name / "ort.onnx", tmp_path / name / "trt.onnx"
-        export_float32(network, {"x": x}, io, form, graphs[name][0])
+        export_float32(network, {"x": x}, SEQUENCES, form, graphs[name][0])
         convert_float16(*graphs[name])
     inputs, sizes = {"x": x.numpy()}, {"sequence": Range(min=2, opt=6, max=9)}
-    at_other_sizes(model, *graphs["follows"], inputs, io, sizes)
+    at_other_sizes(model, *graphs["follows"], inputs, SEQUENCES, sizes)
     path = graphs["keeps" if which == "ort.onnx" else "follows"][0]
     half = graphs["keeps" if which == "trt.onnx" else "follows"][1]
     with pytest.raises(ContractError) as caught:
-        at_other_sizes(model, path, half, inputs, io, sizes)
-    assert f"({'export: ' + which} fails on a batch" in str(caught.value)
+        at_other_sizes(model, path, half, inputs, SEQUENCES, sizes)
+    assert f"(export: {which} fails on a batch" in str(caught.value)
     assert "at sequence 2 the graph does not compute the network" in str(caught.value)
     assert "set export.exporter to the other one" in str(caught.value)
