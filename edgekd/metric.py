@@ -85,3 +85,13 @@ def mean(outputs: Arrays, labels: NDArray[Any], io: IO) -> float | None:
 def told(score: float | None, io: IO) -> str:
     """A mean score in words."""
     return f"not measured: {not_measured(io)}" if score is None else f"{score:.2%}"
+
+
+def told_beside(words: str, ours: float | None, theirs: float | None, io: IO) -> str:
+    """Two mean scores in ``words``, where {ours} and {theirs} stand; the reason once where none is.
+
+    A score is None for a reason that lies in the data, so both are or neither is.
+    """
+    if ours is None or theirs is None:
+        return told(None, io)
+    return words.format(ours=told(ours, io), theirs=told(theirs, io))

@@ -37,6 +37,7 @@ def test_top_1_is_right_or_wrong() -> None:
     assert scores.tolist() == [1.0, 0.0, 1.0]
     assert metric.mean(ANSWERS, LABELS, IO_TWO) == pytest.approx(2 / 3)
     assert metric.told(2 / 3, IO_TWO) == "66.67%"
+    assert metric.told_beside("{ours} (was {theirs})", 0.5, 1.0, IO_TWO) == "50.00% (was 100.00%)"
     assert metric.name(IO_TWO) == "top-1"
 
 
@@ -79,3 +80,4 @@ def test_what_cannot_be_scored_has_a_reason_and_no_number(
     assert metric.mean(ANSWERS, LABELS, io) is None
     assert (metric.not_measured(io) or "").startswith(reason)
     assert metric.told(None, io).startswith(f"not measured: {reason}")
+    assert metric.told_beside("{ours} {theirs}", None, None, io) == metric.told(None, io)

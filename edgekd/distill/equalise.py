@@ -105,22 +105,24 @@ def equalise(
             {"producer": pair.producer, "consumers": list(pair.consumers), "scaled": gap <= LIMIT}
             | ({"smallest": float(scales.min()), "largest": float(scales.max())})
         )
-    _tell(told, planned)
+    _tell(told, planned, attention)
     return told
 
 
-def _tell(told: Sequence[Mapping[str, Any]], planned: set[str]) -> None:
+def _tell(told: Sequence[Mapping[str, Any]], planned: set[str], attention: bool) -> None:
+    closed = "" if attention else "; values are left, as a teacher's context is to take their place"
     scaled = [row for row in told if row["scaled"]]
     reached = planned & {layer for row in scaled for layer in row["consumers"]}
     if not scaled:
         progress.say(
             "equalise: no site: before none of the quantized layers is a LayerNorm, a Linear or a "
-            "Conv2d whose channels only they read, with nothing but ReLU between; nothing changed"
+            "Conv2d whose channels only they read, with nothing but ReLU between"
+            f"{closed}; nothing changed"
         )
         return
     progress.say(
         f"equalise: {len(scaled)} sites, inputs of {len(reached)} of {len(planned)} quantized "
-        "layers; the others have no layer before them whose channels only they read"
+        f"layers; the others have no layer before them whose channels only they read{closed}"
     )
 
 

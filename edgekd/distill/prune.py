@@ -53,15 +53,13 @@ def masks(
     results = _permute(recipe, model, rows, examples, batches)
     before = _accuracy(recipe, twin, _choose(recipe, twin, rows, examples, batches), examples)
     found = _choose(recipe, model, rows, examples, batches)
-    results |= {
-        "accuracy_before": before,
-        "accuracy_after": _accuracy(recipe, model, found, examples),
-    }
+    after = _accuracy(recipe, model, found, examples)
+    results |= {"accuracy_before": before, "accuracy_after": after}
+    told = metric.told_beside("{theirs} without, {ours} with", after, before, examples.io)
     progress.say(
         f"permute: {len(results['layers'])} layers reordered, kept magnitude "
         f"{results['kept_before']:.2%} -> {results['kept_after']:.2%}; accuracy right after "
-        f"masking {metric.told(before, examples.io)} without, "
-        f"{metric.told(results['accuracy_after'], examples.io)} with"
+        f"masking {told}"
     )
     return found, {"permutation": results}
 

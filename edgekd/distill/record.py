@@ -77,9 +77,10 @@ def record(
         "macs_share_sparse": eligible.share_of_macs(rows, "sparse"),
     }
     below = [f", {count} of {bits} bits" for bits, count in results["layers_by_bits"].items()]
+    accuracies = results["accuracy"], results["teacher_accuracy"]
     progress.say(
-        f"student: accuracy {metric.told(results['accuracy'], io)} (teacher "
-        f"{metric.told(results['teacher_accuracy'], io)}) on {results['samples']} samples; "
+        f"student: accuracy {metric.told_beside('{ours} (teacher {theirs})', *accuracies, io)} "
+        f"on {results['samples']} samples; "
         f"{results['layers_int8']} of {results['layers']} layers INT8{''.join(below)}, "
         f"{results['layers_sparse']} 2:4"
     )

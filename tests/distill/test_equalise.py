@@ -181,7 +181,7 @@ def test_a_site_that_changes_the_answer_is_put_back_and_said(
 
 
 def test_values_are_left_alone_where_a_teachers_context_may_take_their_place(
-    tmp_path: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = tiny(tmp_path, configs.VIT, "images")
     examples = sources.load(recipe)
@@ -192,7 +192,9 @@ def test_values_are_left_alone_where_a_teachers_context_may_take_their_place(
     made = {row["producer"].rpartition(".")[2] for row in told}
     assert made
     assert not made & {"v_proj", "value"}
+    assert "values are left, as a teacher's context is" in capsys.readouterr().err
     told = equalise.equalise(model, rows, batches, examples.io, 0.5)
+    assert "values are left" not in capsys.readouterr().err
     assert {row["producer"].rpartition(".")[2] for row in told} & {"v_proj", "value"}
 
 
