@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,23 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Networks, data and recipes of tests; recipes name them as any user's module, ``python:tiny...``.
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_a_module_left_is_collected() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+    gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def _only_what_is_new_is_looked_at(_what_a_module_left_is_collected: None) -> None:
+    """Take what is alive before a test, all imported libraries above all, from the collector.
+
+    An export collects at every step, and looking through a whole run's libraries each time would
+    take a quarter of the run.
+    """
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -43,6 +43,25 @@ def test_a_missing_package_is_a_sentence_with_the_command(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("asked", "found"), [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_leave_their_cores_unless_asked_otherwise(
+    asked: str | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It must be set before torch is loaded: OpenMP reads it once."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_WAIT_POLICY", asked)
+    code = (
+        "import atexit, os, sys\nfrom edgekd.cli import main\n"
+        "atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules))\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "targets"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == f"{found} False"
+
+
 def test_an_error_is_one_line_on_stderr_and_exit_3(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise ConfigError(f"recipe {name!r}: no")

@@ -8,6 +8,7 @@ needs it.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -28,6 +29,9 @@ class _Cli(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command line; always exits."""
+        # A thread of torch that waits by spinning holds a core that another program wants: on a
+        # machine that is shared, training took ten times as long. It is read as torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except EdgekdError as error:

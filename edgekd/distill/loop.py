@@ -217,13 +217,17 @@ class _Range:
 
     def _stop(self, name: str, step: int, found: str) -> None:
         settings = self._run.settings
-        checkpoint = self._run.keep / CHECKPOINT
-        kept = f"; the last good checkpoint is {checkpoint}" if checkpoint.is_file() else ""
         raise ConfigError(
             f"{self._run.label}: loss term {name!r} {found} at step {step} of {settings.steps} "
-            f"(learning rate {learning_rate(settings, step):.2g}): lower the learning_rate of "
-            f"{settings.learning_rate:g}{kept}"
+            f"(learning rate {learning_rate(settings, step):.2g}): {_lower(self._run)}"
         )
+
+
+def _lower(run: Run) -> str:
+    """What to do about a run that diverged, and where it was last sound."""
+    checkpoint = run.keep / CHECKPOINT
+    kept = f"; the last good checkpoint is {checkpoint}" if checkpoint.is_file() else ""
+    return f"lower the learning_rate of {run.settings.learning_rate:g}{kept}"
 
 
 def _packed(run: Run, optimizer: torch.optim.Optimizer, step: int, curve: Curve) -> Tensors:
@@ -251,7 +255,7 @@ def _save(run: Run, checkpoint: Tensors, step: int) -> None:
         if not bool(parameter.isfinite().all()):
             raise ConfigError(
                 f"{run.label}: {name} is NaN or infinite after {step} of {run.settings.steps} "
-                f"steps: lower the learning_rate of {run.settings.learning_rate:g}"
+                f"steps: {_lower(run)}"
             )
     replace_file(run.keep / CHECKPOINT, lambda path: save_file(checkpoint, path))
 

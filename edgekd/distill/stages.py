@@ -92,7 +92,8 @@ def warm_up(
     """Warm the student's batch norms up, freeze and fold them; what was folded, what stays.
 
     Raises:
-        ConfigError: There are steps to warm up with, and no batch norm.
+        ConfigError: There are steps to warm up with, and no batch norm; a loss exploded.
+        ContractError: A mask did not hold.
     """
     names, steps = batchnorm.norms(student), recipe.distill.batchnorm_warmup
     if not names and steps:
@@ -107,17 +108,19 @@ def warm_up(
     found = batchnorm.pairs(student, models.tensors(one, student), examples.io)
     quantize.attach_masks(student, masks)
     if steps:
+        label = "batchnorm warm-up"
         objective = Objective(recipe.distill.losses, student, teacher, examples.io)
         (keep / "batchnorm").mkdir(parents=True, exist_ok=True)
         loop.train(
             loop.Run(
-                label="batchnorm warm-up",
+                label=label,
                 model=student,
                 loss=objective,
                 split=examples.train,
                 settings=recipe.distill.model_copy(update={"steps": steps}),
                 seed=recipe.seed,
                 keep=keep / "batchnorm",
+                check=lambda: _masks_hold(student, masks, label),
                 units=objective.units,
             )
         )
@@ -170,7 +173,7 @@ def float_stage(
             settings=settings,
             seed=recipe.seed,
             keep=keep / FOLDER,
-            check=lambda: _masks_hold(student, masks),
+            check=lambda: _masks_hold(student, masks, "float stage"),
             observed=lambda: objective.observed,
             units=objective.units,
         )
@@ -188,14 +191,14 @@ def float_stage(
     return FloatStage(taught_by, curve, weights, {"float_stage": results})
 
 
-def _masks_hold(student: nn.Module, masks: Mapping[str, Tensor]) -> None:
+def _masks_hold(student: nn.Module, masks: Mapping[str, Tensor], stage: str) -> None:
     for layer, mask in masks.items():
         module = student.get_submodule(layer)
         carried = quantize.mask_of(module)
         if carried is None or not torch.equal(carried, mask.to(carried.device)):
-            raise ContractError(f"float stage: the 2:4 mask of {layer} was lost or changed")
+            raise ContractError(f"{stage}: the 2:4 mask of {layer} was lost or changed")
         assert isinstance(module.weight, Tensor)
-        sparse24.check(as_matrix(module.weight), f"float stage: {layer}")
+        sparse24.check(as_matrix(module.weight), f"{stage}: {layer}")
 
 
 def _results(recipe: Recipe, examples: data.Data, student: nn.Module) -> dict[str, Any]:

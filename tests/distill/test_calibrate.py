@@ -205,6 +205,19 @@ def test_best_takes_each_layers_least_error(capsys: pytest.CaptureFixture[str]) 
     assert f"calibration: best of 5 layers: {told}" in capsys.readouterr().err
 
 
+def test_best_ships_the_scale_of_the_method_it_tells() -> None:
+    model = outliers()
+    rows = plan(model)
+    masks = sparsify.masks(model, rows)
+    found = calibration(model, rows, masks, feed, Quantization(calibration="best"))
+    alone = {
+        method: calibration(model, rows, masks, feed, Quantization(calibration=method)).scales  # type: ignore[arg-type]
+        for method in {"max", *found.methods.values()}
+    }
+    assert found.scales == {layer: alone[how][layer] for layer, how in found.methods.items()}
+    assert any(scale < alone["max"][layer] for layer, scale in found.scales.items())
+
+
 @pytest.mark.parametrize(
     ("config", "source"),
     [(configs.VIT, "images"), (configs.BERT, "tokens"), (configs.RESNET, "images")],

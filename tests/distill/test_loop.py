@@ -73,6 +73,20 @@ def after(run: loop.Run, calls: int, error: type[BaseException]) -> loop.Run:
     return run
 
 
+def diverging(run: loop.Run) -> loop.Run:
+    """The same run, with a last loss that is finite and whose gradient is not."""
+    inner, count = run.loss, iter(range(100))
+
+    def loss(inputs: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
+        terms = inner(inputs, target)
+        if next(count) == STEPS - 1:
+            terms["root"] = (run.model.get_parameter("3.bias") * 0).abs().sqrt().sum()
+        return terms
+
+    run.loss = loss
+    return run
+
+
 def file(run: loop.Run) -> dict[str, Tensor]:
     return load_file(run.keep / loop.CHECKPOINT)
 
@@ -255,23 +269,27 @@ class TestFinite:
         )
 
     def test_weights_that_diverge_in_the_last_step_are_not_kept(self, tmp_path: Path) -> None:
-        model = network()
-        training = run(tmp_path, model=model)
-        inner, count = training.loss, iter(range(100))
-
-        def loss(inputs: dict[str, Tensor], target: Tensor) -> dict[str, Tensor]:
-            terms = inner(inputs, target)
-            if next(count) == STEPS - 1:  # finite, its gradient is not
-                terms["root"] = (model[3].bias * 0).abs().sqrt().sum()
-            return terms
-
-        training.loss = loss
         with pytest.raises(ConfigError) as caught:
-            loop.train(training)
-        assert "fit: 3.bias is NaN or infinite after 7 of 7 steps: lower the learning_rate" in str(
-            caught.value
+            loop.train(diverging(run(tmp_path)))
+        assert str(caught.value) == (
+            "fit: 3.bias is NaN or infinite after 7 of 7 steps: lower the learning_rate of 0.01"
         )
         assert not (tmp_path / loop.CHECKPOINT).exists()
+
+    def test_weights_that_diverge_leave_and_name_the_last_good_checkpoint(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+        training = diverging(run(tmp_path))
+        with pytest.raises(ConfigError) as caught:
+            loop.train(training)
+        assert str(caught.value) == (
+            "fit: 3.bias is NaN or infinite after 7 of 7 steps: lower the learning_rate of 0.01; "
+            f"the last good checkpoint is {tmp_path / loop.CHECKPOINT}"
+        )
+        kept = file(training)
+        assert json.loads(bytes(kept["about"].tolist()))["step"] == STEPS - 1
+        assert all(bool(tensor.isfinite().all()) for tensor in kept.values())
 
 
 class TestSchedule:

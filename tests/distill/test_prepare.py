@@ -20,10 +20,11 @@ import edgekd
 from edgekd import artifact, kinds, models, sources
 from edgekd.artifact import Artifact
 from edgekd.distill import stages
+from edgekd.distill.intervention import signal
 from edgekd.distill.prepare import Prepared
 from edgekd.errors import ConfigError, ContractError
 from edgekd.export.model import export
-from edgekd.recipe import Recipe
+from edgekd.recipe import Recipe, TeacherIntervention
 
 
 def networks(recipe: Recipe) -> tuple[nn.Module, nn.Module]:
@@ -115,6 +116,21 @@ def test_intervention_follows_begin(tmp_path: Path) -> None:
     curve = by_hand(prepared, recipe)
     assert all("intervention" in row for row in curve)
     assert prepared.finish(tmp_path / "out").results["intervention_sites"]
+
+
+def test_what_a_stochastic_step_draws_follows_the_recipes_seed(tmp_path: Path) -> None:
+    chosen = TeacherIntervention(mode="stochastic", share=1.0)
+    distill = {"steps": 8, "batch_size": 16, "intervention": chosen.model_dump()}
+    recipe = tiny(tmp_path, "packed:vit", seed=3, distill=distill)
+    prepared = edgekd.prepare(*networks(recipe), recipe)
+    acting = prepared._intervention
+    assert acting is not None
+    drawn = []
+    for step in range(8):
+        prepared.begin(step)
+        drawn.append(acting._signal)
+    assert drawn == [signal(chosen, 8, step, seed=3) for step in range(8)]
+    assert drawn != [signal(chosen, 8, step, seed=0) for step in range(8)]
 
 
 def test_a_mode_that_a_network_cannot_take_is_refused_before_anything_is_changed(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import configs
+from tiny import data as tiny_data
 from tiny import models as tiny_models
 from tiny.recipes import StopAt, stored, tiny
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from edgekd.distill import loop, losses, quantize, stages
 from edgekd.distill.prepare import Prepared
 from edgekd.distill.sparsify import as_matrix
 from edgekd.distill.student import distill
-from edgekd.errors import ConfigError, ContractError
+from edgekd.errors import ConfigError
 from edgekd.export.model import export
 from edgekd.recipe import Recipe
 from edgekd.weights import load_weights, save_weights
@@ -113,6 +113,40 @@ class TestEveryFamily:
         assert not torch.equal(dense, taught)
         assert torch.allclose(terms["logits"], 10 * losses.logits(ours, taught, 2.0))
         assert not torch.allclose(terms["logits"], 10 * losses.logits(ours, dense, 2.0))
+
+    def test_pseudo_labels_are_the_dense_teachers_though_the_sparse_one_teaches(
+        self, tmp_path: Path, family: str
+    ) -> None:
+        made = at_the_border(
+            tmp_path, gpusq(tmp_path, family, losses={"labels": 0.5, "labels_from": "teacher"})
+        )
+        taught, inputs = made.prepared._float.teacher, made.batch[0]
+        head = [each for each in taught.modules() if isinstance(each, nn.Linear)][-1]
+        with torch.no_grad():
+            for parameter in head.parameters():  # now it names what it thinks least of
+                parameter.neg_()
+            made.student.eval()
+            ours, dense, sparse = (
+                models.forward(each, inputs, made.prepared.io)["logits"]
+                for each in (made.student, made.teacher, taught)
+            )
+            found = made.prepared.loss(*made.batch)["labels"]
+        wanted, wrong = (losses.labels(ours, each.argmax(-1)) for each in (dense, sparse))
+        assert torch.allclose(found, 0.5 * wanted)
+        assert not torch.allclose(wanted, wrong)
+
+    def test_the_variant_trains_on_data_that_names_nothing(
+        self, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, data = FAMILIES[family]
+        monkeypatch.setattr(tiny_data, "vectors", getattr(tiny_data, data))
+        known = settings(losses={"labels": 1.0, "labels_from": "teacher", "agreement": True})
+        random = {"model": "hf:config.json", "fit": {"steps": 0}}
+        recipe = tiny(tmp_path, model, "unlabelled", teacher=random, distill=known)
+        found = distill(recipe, tmp_path / "out")
+        assert [row["stage"] for row in curve_of(found)] == ["float"] * 3 + ["quantized"] * 2
+        assert all(row["labels"] > 0 for row in curve_of(found))
+        assert found.results["accuracy"] is None
 
     def test_no_trace_is_left_in_the_graph(self, tmp_path: Path, family: str) -> None:
         model, data = FAMILIES[family]
@@ -259,15 +293,6 @@ def given(tmp_path: Path) -> dict[str, Any]:
 
 
 class TestWithoutLabels:
-    def test_the_variant_trains_on_data_that_names_nothing(
-        self, tmp_path: Path, given: dict[str, Any]
-    ) -> None:
-        known = settings(losses={"labels": 1.0, "labels_from": "teacher", "agreement": True})
-        recipe = tiny(tmp_path, "mlp", "unlabelled", teacher=given, distill=known)
-        found = distill(recipe, tmp_path / "out")
-        assert all(row["labels"] > 0 for row in curve_of(found))
-        assert found.results["accuracy"] is None
-
     def test_no_label_of_the_data_is_read(self, tmp_path: Path, given: dict[str, Any]) -> None:
         known = settings(losses={"labels": 1.0, "labels_from": "teacher"})
         weights = []
@@ -284,19 +309,6 @@ class TestWithoutLabels:
 
 
 class TestRefused:
-    def test_a_mask_that_breaks_in_the_float_stage(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        real: Callable[..., Any] = quantize.attach_masks
-
-        def broken(model: nn.Module, masks: Any) -> None:
-            real(model, masks)
-            model.stem.parametrizations.weight[0].mask.fill_(True)
-
-        monkeypatch.setattr(quantize, "attach_masks", broken)
-        with pytest.raises(ContractError, match="float stage: the 2:4 mask of stem was lost"):
-            distill(tiny(tmp_path, distill=settings()), tmp_path / "out")
-
     def test_a_warm_up_of_nothing(self, tmp_path: Path) -> None:
         recipe = tiny(tmp_path, distill={"steps": 2, "batch_size": 16, "batchnorm_warmup": 500})
         with pytest.raises(ConfigError) as caught:

@@ -78,20 +78,27 @@ def test_a_library_that_quantizes_more_than_planned(
     assert "head.input_quantizer" in found
 
 
-def test_a_mask_that_is_lost_between_checkpoints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("due", "every", "ran"), [("CHECKPOINT_SECONDS", 0.0, 2), ("CHECK_STEPS", 3, 3)]
+)
+def test_a_mask_that_is_lost_stops_the_run_at_the_next_check(
+    due: str, every: float, ran: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
-    real, count = Objective.__call__, iter(range(100))
+    """At a checkpoint or between two; the end of the run, where it would be refused, is far."""
+    monkeypatch.setattr(loop, due, every)
+    real, steps = Objective.__call__, []
 
     def opens(self: Objective, inputs: Any, target: Tensor) -> Any:
-        if next(count) == 1:
+        steps.append(len(steps))
+        if len(steps) == 2:
             self._student.stem.parametrizations.weight[0].mask.fill_(True)
         return real(self, inputs, target)
 
     monkeypatch.setattr(Objective, "__call__", opens)
-    found = refused(tiny(tmp_path), tmp_path / "out", ContractError)
+    recipe = tiny(tmp_path, distill={"steps": 20, "batch_size": 16})
+    found = refused(recipe, tmp_path / "out", ContractError)
     assert "verify: the 2:4 mask of stem was lost or changed" in found
+    assert len(steps) == ran
 
 
 def test_a_checkpoint_with_another_mask(tmp_path: Path, stop_at: StopAt) -> None:
