@@ -29,8 +29,9 @@ no network's code is edited and nothing of it is there afterwards.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -331,7 +332,7 @@ class Intervention:
             if not self._student.training or self._signal != "output":
                 return output
             mixed = self._mixed(site, site, first_tensor(output), self._taught.pop(site, None))
-            return mixed if isinstance(output, Tensor) else (mixed, *output[1:])
+            return _with_first(output, mixed)
 
         return hook
 
@@ -344,10 +345,25 @@ class Intervention:
                 f"intervention: the student's {what} gives "
                 f"{None if own is None else list(own.shape)}, the teacher's "
                 f"{None if taught is None else list(taught.shape)}: both must give one tensor "
-                "of the same shape in every step; remove [distill.intervention]"
+                "of the same shape in every step: give both as many tokens and channels, use "
+                'mode = "map" where attentions differ in width alone, or remove '
+                "[distill.intervention]"
             )
         self._terms[site] = losses.values(own, taught)
         return self._strength * taught + (1.0 - self._strength) * own
+
+
+def _with_first(output: Any, mixed: Tensor) -> Any:
+    """What a module gave, with the mixed signal for its `first_tensor`."""
+    if isinstance(output, Tensor):
+        return mixed
+    if isinstance(output, Mapping):
+        key = next(key for key, value in output.items() if isinstance(value, Tensor))
+        changed: Any = copy.copy(output)
+        changed[key] = mixed
+        return changed
+    at = next(index for index, value in enumerate(output) if isinstance(value, Tensor))
+    return (*output[:at], mixed, *output[at + 1 :])
 
 
 def _attentions(
@@ -367,7 +383,16 @@ def _attentions(
                 raise ConfigError(
                     f"intervention: mode {mode!r} replaces the {what} in the student's "
                     f"{ours.module}, {shapes[0]} for one example, by that in the teacher's "
-                    f"{his.module}, {shapes[1]}: give both as many heads, tokens and features a "
-                    'head, or use mode = "output"'
+                    f"{his.module}, {shapes[1]}: {_advice(what, *shapes)}"
                 )
     return Attentions(mine, theirs, pairs)
+
+
+def _advice(what: str, ours: list[int], his: list[int]) -> str:
+    """What to do about maps [.., tokens, tokens] or contexts [.., tokens, features] that differ."""
+    tokens = slice(-2, None if what == "map" else -1)
+    if ours[tokens] != his[tokens]:
+        return "give both as many tokens, as every mode needs, or remove [distill.intervention]"
+    if ours[:-2] != his[:-2]:
+        return 'give both as many heads, or use mode = "output", which needs equal widths alone'
+    return 'give both as many features a head, or use mode = "map"'

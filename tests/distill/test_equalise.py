@@ -17,9 +17,7 @@ from edgekd import models as networks
 from edgekd import sources, structure
 from edgekd.distill import equalise, quantize
 from edgekd.distill.calibrate import calibrate
-from edgekd.distill.student import distill
 from edgekd.eligible import LayerPlan
-from edgekd.export.model import export
 from edgekd.recipe import Quantization
 
 
@@ -245,16 +243,6 @@ def test_a_layer_that_runs_thrice_is_no_site() -> None:
     torch.manual_seed(0)
     model = forms.repeated()
     assert all("blocks" not in row["producer"] for row in equalised(model, data.vectors()))
-
-
-def test_an_equalised_student_is_sparse_and_exported(tmp_path: Path) -> None:
-    quantization = {"calibration_samples": 32, "smooth": 0.5}
-    recipe = tiny(tmp_path, configs.VIT, "images", quantization=quantization)
-    student = distill(recipe, tmp_path / "out")
-    assert student.results["layers_sparse"] > 0
-    assert any(row["scaled"] for row in student.results["equalised"])
-    graph = export(student, tmp_path / "out")
-    assert graph.results["layers_sparse"] == student.results["layers_sparse"]
 
 
 def test_models_mlp_has_no_positively_homogeneous_pair() -> None:

@@ -1,23 +1,24 @@
-"""Teacher intervention on outputs (TI-O): what it does to signals, that it leaves no trace."""
+"""Teacher intervention on outputs (TI-O): what it does to signals, whatever form they come in."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from tiny import configs
-from tiny.recipes import tiny
+from tiny.taught import X, acting, passes, two
 from torch import Tensor, nn
 
 from edgekd.data import IO
 from edgekd.data import Tensor as TensorFacts
+from edgekd.distill import losses
 from edgekd.distill.intervention import Intervention
 from edgekd.distill.objective import Objective
-from edgekd.distill.student import distill
 from edgekd.errors import ConfigError
-from edgekd.export.model import export
 from edgekd.recipe import Losses, TeacherIntervention
+
+Form = Callable[[Tensor, Tensor], Any]
 
 
 class Branch(nn.Module):
@@ -99,17 +100,46 @@ def test_the_objective_adds_the_term_beside_its_own() -> None:
     assert not student.fc._forward_hooks
 
 
-def test_it_trains_changes_the_weights_and_leaves_no_trace_in_the_graph(tmp_path: Path) -> None:
-    settings = {"steps": 4, "batch_size": 16}
-    with_ti = {**settings, "intervention": {"share": 0.5}}
-    plain = distill(tiny(tmp_path, configs.VIT, "images", distill=settings), tmp_path / "out")
-    taught = distill(tiny(tmp_path, configs.VIT, "images", distill=with_ti), tmp_path / "out")
-    assert taught.results["intervention_sites"]
-    assert plain.results["intervention_sites"] == []
-    weights = [each.manifest.files["model.safetensors"].sha256 for each in (plain, taught)]
-    assert weights[0] != weights[1]
-    assert "intervention" in taught.file("losses.jsonl").read_text()
-    graphs = [
-        export(each, tmp_path / "out").results["structure_sha256"] for each in (plain, taught)
-    ]
-    assert graphs[0] == graphs[1]
+class Weighed(nn.Module):
+    """A residual branch, and beside it how it weighed things, as attention may answer both."""
+
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self.fc, self.form = nn.Linear(32, 32), form
+
+    def forward(self, x: Tensor) -> Any:
+        own = self.fc(x)
+        return self.form(own.tanh(), own.softmax(-1))
+
+
+class OfWeighed(nn.Module):
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self.branch, self.head = Weighed(form), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.branch(x)
+        *_, out, self.weights = found.values() if isinstance(found, dict) else found
+        return self.head(x + out)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda out, weights: (out, weights),
+        lambda out, weights: (None, out, weights),
+        lambda out, weights: {"hidden": out, "weights": weights},
+    ],
+    ids=["pair", "nothing first", "mapping"],
+)
+def test_of_what_a_site_gives_the_branch_alone_is_replaced(form: Form) -> None:
+    networks = two(lambda: OfWeighed(form))
+    student, teacher = networks
+    found = acting("output", networks, X)
+    assert found.sites == ["branch"]
+    logits = passes(found, networks, X)
+    x = X["x"]
+    taught, own = teacher.branch.fc(x).tanh(), student.branch.fc(x)  # type: ignore[operator, union-attr]
+    assert torch.allclose(logits, student.head(x + taught))  # type: ignore[operator]
+    assert torch.equal(student.weights, own.softmax(-1))  # type: ignore[arg-type]
+    assert torch.allclose(found.loss(), losses.values(own.tanh(), taught))

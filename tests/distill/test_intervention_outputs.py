@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,19 @@ from torch import Tensor, nn
 from edgekd.distill import losses
 from edgekd.distill.intervention import intervene, signal
 from edgekd.errors import ConfigError
+from edgekd.models import Tensors
 
 Networks = tuple[nn.Module, nn.Module]
+# Configuration, inputs, where an attention is, its layers of Q, K and V, and its output projection.
+FAMILIES: dict[str, tuple[Any, Tensors, str, list[str], str]] = {
+    "vit": (
+        configs.VIT, IMAGES, "vit.layers.{}.attention", ["q_proj", "k_proj", "v_proj"], "o_proj"
+    ),
+    "bert": (
+        configs.BERT, SENTENCES, "bert.encoder.layer.{}.attention",
+        ["self.query", "self.key", "self.value"], "output.dense",
+    ),
+}  # fmt: skip
 
 
 def trained(net: nn.Module, loss: Tensor) -> set[str]:
@@ -80,13 +92,17 @@ class TestStopGradient:
         assert trained(networks[0], found.loss()) == wanted
 
     @pytest.mark.parametrize("kind", ["eager", "sdpa"])
-    def test_of_bert(self, kind: str) -> None:
-        networks = two(lambda: hf(configs.BERT, kind))
-        found = acting("output", networks, SENTENCES)
-        passes(found, networks, SENTENCES)
-        layers = ("self.query", "self.key", "self.value", "output.dense")
+    @pytest.mark.parametrize("mode", ["output", "context"])
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_of_each_family(self, family: str, mode: str, kind: str) -> None:
+        """TI-O trains Q, K, V and the output projection of each attention, TI-C the first three."""
+        config, inputs, attention, own, out = FAMILIES[family]
+        networks = two(lambda: hf(config, kind))
+        found = acting(mode, networks, inputs)
+        passes(found, networks, inputs)
+        layers = [*own, out] if mode == "output" else own
         assert trained(networks[0], found.loss()) == {
-            f"bert.encoder.layer.{n}.attention.{layer}.weight" for n in (0, 1) for layer in layers
+            f"{attention.format(n)}.{layer}.weight" for n in (0, 1) for layer in layers
         }
 
     @pytest.mark.parametrize("mode", ["gradual", "inverted", "stochastic"])
@@ -121,6 +137,18 @@ class TestStopGradient:
         passes(found, networks, X)
         assert float(found.loss().detach()) > 0
         assert not found._cuts
+
+
+def test_outputs_pair_by_relative_depth() -> None:
+    student, teacher = packed.ViT(2).train(), packed.ViT(4).eval().requires_grad_(False)
+    networks = (student, teacher)
+    found = intervene(settings("output"), 4, 0, networks, X, LOGITS)
+    logits, term = passes(found, networks, X), found.loss()
+    found.remove()
+    his = branches(teacher, X["x"])
+    answer, expected = slow(student, X["x"], [his[1], his[3]], 1.0)
+    assert torch.allclose(logits, answer, atol=1e-5)
+    assert torch.allclose(term, expected, rtol=1e-5)
 
 
 class Closed(nn.Module):
@@ -178,8 +206,10 @@ class TestAttempt:
     def test_widths_that_differ(self) -> None:
         networks = (Narrow(8).train(), Narrow(16).eval())
         found = intervene(settings("output"), 4, 0, networks, X, LOGITS)
-        with pytest.raises(ConfigError, match=r"student's fc gives \[3, 8\], .* \[3, 16\]"):
+        with pytest.raises(ConfigError, match=r"student's fc gives \[3, 8\], .* \[3, 16\]") as told:
             found.attempt(X, LOGITS)
+        assert 'give both as many tokens and channels, use mode = "map" where' in str(told.value)
+        assert "or remove [distill.intervention]" in str(told.value)
         assert not any(m._forward_hooks for net in networks for m in net.modules())
 
     @pytest.mark.parametrize("mode", ["output", "context", "map", "gradual", "stochastic"])

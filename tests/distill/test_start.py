@@ -29,26 +29,69 @@ def going_on(first: Artifact, base: Path, **changes: Any) -> Recipe:
     return tiny(base, **{"student": start, "distill": {"steps": 3, "batch_size": 16}, **changes})
 
 
+def kept_and_grown(first: Artifact, student: Artifact) -> tuple[set[str], set[str]]:
+    """Layers whose masks are those of the first Student, and layers that grew where it is zero.
+
+    Of both the weights are looked at: pruned ones are zero under a mask and nearly none after it.
+    """
+    before, after = stored(first, "quantizers"), stored(student, "quantizers")
+    kept, grown = set(), set()
+    for name in before:
+        if not name.endswith(".mask"):
+            continue
+        layer, pruned = name.removesuffix(".mask"), ~before[name]
+        assert not stored(first, "model")[f"{layer}.weight"][pruned].any()
+        now = stored(student, "model")[f"{layer}.weight"][pruned]
+        if name in after:
+            assert torch.equal(before[name], after[name])
+            assert not now.any()
+            kept.add(layer)
+        else:
+            assert (now != 0).float().mean() > 0.9
+            grown.add(layer)
+    assert {f"{layer}.mask" for layer in kept} == {n for n in after if n.endswith(".mask")}
+    return kept, grown
+
+
 def test_masks_are_kept_and_released_layers_grow_back(first: Artifact, tmp_path: Path) -> None:
     student = distill(going_on(first, tmp_path, sparsity={"release": RELEASED}), tmp_path / "out")
     assert student.manifest.parents["start"] == first.id
-    before, after = stored(first, "quantizers"), stored(student, "quantizers")
-    masks = sorted(name for name in after if name.endswith(".mask"))
-    assert masks == ["blocks.1.fc1.mask", "blocks.1.fc2.mask", "stem.mask"]
-    assert all(torch.equal(before[name], after[name]) for name in masks)
-    weights = stored(student, "model")
-    for layer in ("blocks.0.fc1", "blocks.0.fc2"):
-        pruned = ~before[f"{layer}.mask"]
-        assert (stored(first, "model")[f"{layer}.weight"][pruned] == 0).all()
-        assert (weights[f"{layer}.weight"][pruned] != 0).float().mean() > 0.9
-    for name in masks:
-        weight = weights[f"{name.removesuffix('.mask')}.weight"]
-        assert (weight[~after[name]] == 0).all()
+    kept, grown = kept_and_grown(first, student)
+    assert kept == {"stem", "blocks.1.fc1", "blocks.1.fc2"}
+    assert grown == {"blocks.0.fc1", "blocks.0.fc2"}
     rows = {row["layer"]: row for row in student.read_json("layers.json")}
     assert not rows["blocks.0.fc1"]["sparse"]
     assert rows["blocks.0.fc1"]["sparse_reason"] == "released to dense (sparsity.release)"
     assert rows["blocks.0.fc1"]["int8"]
     assert rows["blocks.1.fc1"]["sparse"]
+
+
+@pytest.mark.parametrize(
+    ("config", "data", "pattern", "released", "sparse"),
+    [
+        (configs.VIT, "images", "*.0.mlp.*", {"vit.layers.0.mlp.fc1", "vit.layers.0.mlp.fc2"}, 12),
+        (
+            configs.BERT, "tokens", "*.0.attention.*.[qk]*",
+            {f"bert.encoder.layer.0.attention.self.{part}" for part in ("query", "key")}, 13,
+        ),
+        (
+            configs.RESNET, "images", "*.stages.0.layers.0.layer.*",
+            {f"resnet.encoder.stages.0.layers.0.layer.{n}.convolution" for n in (0, 1)}, 5,
+        ),
+    ],
+    ids=["vit", "bert", "resnet"],
+)  # fmt: skip
+def test_every_family_releases_what_is_named_and_keeps_the_other_masks(
+    config: dict[str, Any], data: str, pattern: str, released: set[str], sparse: int, tmp_path: Path
+) -> None:
+    one = distill(tiny(tmp_path, config, data), tmp_path / "out")
+    assert one.results["layers_sparse"] == sparse
+    recipe = going_on(one, tmp_path, model=config, data=data, sparsity={"release": [pattern]})
+    two = distill(recipe, tmp_path / "out")
+    assert two.results["layers_sparse"] == sparse - 2
+    kept, grown = kept_and_grown(one, two)
+    assert grown == released
+    assert len(kept) == sparse - 2
 
 
 def test_it_starts_from_the_students_weights(first: Artifact, tmp_path: Path) -> None:
