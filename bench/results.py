@@ -28,7 +28,10 @@ FOLDER = ROOT / "bench" / "results"
 SLOW = ("edgekd.artifact", "edgekd.durable", "edgekd.distill.loop")
 
 
-def write(name: str, command: str, covers: Sequence[str], content: Mapping[str, Any]) -> Path:
+def write(
+    name: str, command: str, covers: Sequence[str], content: Mapping[str, Any],
+    needs: str | None = None,
+) -> Path:  # fmt: skip
     """Write ``bench/results/<name>.json``.
 
     Args:
@@ -36,6 +39,8 @@ def write(name: str, command: str, covers: Sequence[str], content: Mapping[str, 
         command: What makes the result anew.
         covers: Modules and folders whose change makes it stale.
         content: The numbers.
+        needs: A device without which the command cannot run: CI has none, so that such a result may
+            be stale, and is said to be.
     """
     document = {
         "command": command,
@@ -48,6 +53,7 @@ def write(name: str, command: str, covers: Sequence[str], content: Mapping[str, 
         },
         "versions": versions("torch", "transformers", "nvidia-modelopt", "onnx", "onnxruntime"),
         "covers": {name: digest(name) for name in covers},
+        **({} if needs is None else {"needs": needs}),
         **content,
     }
     path = FOLDER / f"{name}.json"

@@ -2,8 +2,8 @@
 
 Every call ends in the same int8 result, contiguous as the next layer wants it. A library's kernel
 answers INT32 sums, so scale, bias, GELU and requantization are a kernel of their own behind it,
-compiled into one where torch can (`EPILOGUE` says which): that is what a network without a fused
-kernel runs. Its bare product is timed beside it.
+compiled into one where torch can (`peers_epilogue` says which): that is what a network without a
+fused kernel runs. Its bare product is timed beside it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,15 @@ from torch import Tensor
 
 from edgekd import sparse24
 from edgekd.engine.native import Kernels
-from edgekd.sparse_gemm import OUTPUTS, Output
+from edgekd.sparse_gemm import Output
 
 DEVICE = "cuda"
 OUT_SCALE = 0.0428
 # torch._int_mm wants more than 16 tokens, cuSPARSELt's int8 a multiple of 16.
 _FEWEST_ROWS, _ROWS = 17, 16
+_DTYPES = {"s32": torch.int32, "f16": torch.float16, "s8": torch.int8, "gelu_s8": torch.int8}
 Call = Callable[[], Any]
+Product = Callable[[], Tensor]
 
 
 class Layer:
@@ -47,79 +50,104 @@ class Layer:
         }
 
 
+@dataclass(frozen=True)
+class Peers:
+    """What torch has for a shape.
+
+    Attributes:
+        calls: ``<library>_s32``, the bare product, and ``<library>_and_epilogue``.
+        not_measured: The words of each library that refused, or gave other sums than ours.
+        algorithms: How a library's algorithm was found, and which it is.
+    """
+
+    calls: dict[str, Call]
+    not_measured: dict[str, str]
+    algorithms: dict[str, str]
+
+
 class Case:
     """A layer and the m tokens it is given."""
 
     def __init__(self, layer: Layer, m: int) -> None:
-        """Draw the tokens, and a residual of float16."""
-        rng = np.random.default_rng([m, layer.n, layer.k])
-        self.layer, self.m = layer, m
-        self.host_x = rng.integers(-128, 128, (m, layer.k), dtype=np.int8)
-        self.host_residual = rng.standard_normal((m, layer.n)).astype(np.float16)
-        self.x, self.residual = placed(self.host_x), placed(self.host_residual)
-        dtypes = (torch.int32, torch.float16, torch.int8, torch.int8)
-        self.y = {
-            output: torch.empty(m, layer.n, dtype=dtype, device=DEVICE)
-            for output, dtype in zip(OUTPUTS, dtypes, strict=True)
-        }
+        """Draw the tokens."""
+        self.layer, self.m, self.sizes = layer, m, (m, layer.n, layer.k)
+        self._rng = np.random.default_rng(self.sizes)
+        self.host_x = self._rng.integers(-128, 128, (m, layer.k), dtype=np.int8)
+        self.x = placed(self.host_x)
+        self._y: dict[Output, Tensor] = {}
+
+    @functools.cached_property
+    def host_residual(self) -> np.ndarray[Any, Any]:
+        """float16[m, n], drawn where it is wanted."""
+        return self._rng.standard_normal((self.m, self.layer.n), np.float32).astype(np.float16)
+
+    @functools.cached_property
+    def residual(self) -> Tensor:
+        """The same on the device."""
+        return placed(self.host_residual)
+
+    def y(self, output: Output) -> Tensor:
+        """Where our kernels write that output: always the same tensor."""
+        if output not in self._y:
+            self._y[output] = torch.empty(
+                self.m, self.layer.n, dtype=_DTYPES[output], device=DEVICE
+            )
+        return self._y[output]
+
+    def extra(self, output: Output, residual: bool) -> Tensor | None:
+        """The last operand: the output's scale of int8 outputs, or a residual, or none."""
+        return (
+            self.layer.out_scale if output.endswith("s8") else self.residual if residual else None
+        )
 
     def ours(
         self, output: Output, sparse: bool, tile: str | None = None, residual: bool = False
     ) -> Call:
         """A call of one of our kernels on the stream that is current then."""
-        layer = self.layer
-        extra = self.residual if residual else layer.out_scale if output.endswith("s8") else None
-        pointers = (self.x.data_ptr(), layer.packed[sparse].data_ptr(), self.y[output].data_ptr())
+        layer, extra = self.layer, self.extra(output, residual)
+        pointers = [each.data_ptr() for each in (self.x, layer.packed[sparse], self.y(output))]
         return lambda: layer.kernels.gemm(
-            output, (self.m, layer.n, layer.k), *pointers, scale=layer.scale.data_ptr(),
+            output, self.sizes, *pointers, scale=layer.scale.data_ptr(),
             bias=layer.bias.data_ptr(), extra=0 if extra is None else extra.data_ptr(),
             sparse=sparse, tile=tile, stream=torch.cuda.current_stream().cuda_stream,
         )  # fmt: skip
 
-    def peers(self, check: bool = True) -> tuple[dict[str, Call], dict[str, str]]:
-        """The products of the shape that torch has, and the words of those that refuse it.
+    @functools.cached_property
+    def peers(self) -> Peers:
+        """The products of the shape that torch has, searched and tried once.
 
-        A product that gives other sums than ours, or cannot be captured into a graph, counts as
-        refused: neither its time nor an error in the middle of the others' is worth anything.
-
-        Args:
-            check: Whether `y` holds our own INT32 sums to compare with.
+        One that fails in whatever way, gives other sums than ours or cannot be captured into a
+        graph is not measured: neither its time nor an end of the others' is worth anything.
         """
-        m, weights = self.m, self.layer.weights
-        calls: dict[str, Call] = {}
-        refused: dict[str, str] = {}
+        self.ours("s32", True)()
+        ours = self.y("s32")
+        found = Peers({}, {}, {})
         for name, prepare in (("cublaslt", _cublaslt), ("cusparselt", _cusparselt)):
             try:
-                product = prepare(self.x, weights)
-                sums = product()[:m]
-                if check and not torch.equal(sums, self.y["s32"]):
-                    refused[name] = f"{int((sums != self.y['s32']).sum())} sums are not ours"
+                product, algorithm = prepare(self.x, self.layer.weights)
+                sums = product()[: self.m]
+                if not torch.equal(sums, ours):
+                    wrong = f"{int((sums != ours).sum())} sums are not ours"
+                    found.not_measured[name] = f"not measured: {wrong}"
                     continue
-                whole = functools.partial(_finish, product, m, self.layer)
+                whole = functools.partial(_finish, product, self.m, self.layer)
                 whole()
                 torch.cuda.synchronize()
                 with torch.cuda.graph(torch.cuda.CUDAGraph()):
                     whole()
-            except (RuntimeError, NotImplementedError, AttributeError) as error:
-                refused[name] = " ".join(str(error).split())[:120]
+            except Exception as error:
+                found.not_measured[name] = reason(error)
                 continue
-            calls[f"{name}_s32"] = product
-            calls[f"{name}_and_epilogue"] = whole
-        return calls, refused
+            found.algorithms[name] = algorithm
+            found.calls[f"{name}_s32"] = product
+            found.calls[f"{name}_and_epilogue"] = whole
+        return found
 
 
-def _finish(product: Callable[[], Tensor], m: int, layer: Layer) -> Tensor:
-    return _epilogue(product()[:m], layer.scale, layer.bias, layer.out_scale)
-
-
-def _eager(acc: Tensor, scale: Tensor, bias: Tensor, out_scale: Tensor) -> Tensor:
-    y = torch.nn.functional.gelu(acc.float() * scale + bias)
-    return (y / out_scale).round().clamp(-128, 127).to(torch.int8)
-
-
-# One kernel instead of eight, where torch's compiler has what it needs.
-EPILOGUE = "compiled" if importlib.util.find_spec("triton") else "eager"
-_epilogue = torch.compile(_eager, dynamic=True) if EPILOGUE == "compiled" else _eager
+def reason(error: Exception) -> str:
+    """Why something has no number, in one line."""
+    words = " ".join(str(error).split())[:160]
+    return f"not measured: {words or type(error).__name__}"
 
 
 def placed(array: np.ndarray[Any, Any]) -> Tensor:
@@ -127,18 +155,58 @@ def placed(array: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(DEVICE)
 
 
-def _cublaslt(x: Tensor, weights: Tensor) -> Callable[[], Tensor]:
+@functools.cache
+def peers_epilogue() -> tuple[Callable[..., Tensor], str]:
+    """What makes int8 of a library's INT32 sums, and how torch runs it.
+
+    One kernel instead of eight where torch's compiler works. Compiled for every shape at once, for
+    one after another would take the minutes that there are; a shape that it does not cover fails,
+    and does not silently run eight.
+    """
+    if DEVICE != "cuda" or importlib.util.find_spec("triton") is None:
+        return _eager, "eager"
+    compiled = torch.compile(_eager, dynamic=True, fullgraph=True)
+    try:
+        # Its blocks are chosen by the first sums it sees: a ViT's of one image.
+        acc = torch.zeros(197, 768, dtype=torch.int32, device=DEVICE)
+        one = torch.ones(768, device=DEVICE)
+        compiled(acc, one, one, one[:1].clone())
+    except Exception as error:
+        return _eager, f"eager: {reason(error).removeprefix('not measured: ')}"
+    return compiled, "compiled"
+
+
+def _finish(product: Product, m: int, layer: Layer) -> Tensor:
+    epilogue, _ = peers_epilogue()
+    return epilogue(product()[:m], layer.scale, layer.bias, layer.out_scale)
+
+
+def _eager(acc: Tensor, scale: Tensor, bias: Tensor, out_scale: Tensor) -> Tensor:
+    y = torch.nn.functional.gelu(acc.float() * scale + bias)
+    return (y / out_scale).round().clamp(-128, 127).to(torch.int8)
+
+
+def _cublaslt(x: Tensor, weights: Tensor) -> tuple[Product, str]:
     tokens, columns = _padded(x, max(len(x), _FEWEST_ROWS)), weights.t()
-    return lambda: torch._int_mm(tokens, columns)
+    return lambda: torch._int_mm(tokens, columns), "torch._int_mm's own choice"
 
 
-def _cusparselt(x: Tensor, weights: Tensor) -> Callable[[], Tensor]:
+def _cusparselt(x: Tensor, weights: Tensor) -> tuple[Product, str]:
     compressed = torch._cslt_compress(weights)
     tokens = _padded(x, -(-len(x) // _ROWS) * _ROWS).t()
-    options = {"out_dtype": torch.int32, "transpose_result": True}
-    # Algorithm 0 is only the first; the search times all of them on these operands.
-    best = torch._cslt_sparse_mm_search(compressed, tokens, **options)
-    return lambda: torch._cslt_sparse_mm(compressed, tokens, alg_id=best, **options)
+    # By position: torch has renamed the last of them (split_k_one_kernel, split_k_mode).
+    operands = (compressed, tokens, None, None, torch.int32, True)
+    # The search times every algorithm, and k cut into parts, on these operands: with few tokens the
+    # cut is what fills a GPU. An older torch tells the algorithm alone and never cuts.
+    try:
+        search = torch._C._cusparselt.mm_search  # type: ignore[attr-defined]
+    except AttributeError:
+        best = int(torch._cslt_sparse_mm_search(*operands))
+        how = f"torch._cslt_sparse_mm_search, which cuts no k: algorithm {best}"
+        return lambda: torch._cslt_sparse_mm(*operands, best), how
+    best, split_k, mode, _ = search(*operands)
+    how = f"torch._C._cusparselt.mm_search: algorithm {best}, split_k {split_k}, mode {mode}"
+    return lambda: torch._cslt_sparse_mm(*operands, best, split_k, mode), how
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:

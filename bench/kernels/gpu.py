@@ -1,267 +1,195 @@
 """The kernels on the GPU at hand: equal to the contract, then how fast, against what.
 
-    python bench/kernels/gpu.py
+    python bench/kernels/gpu.py                  where nvcc and a C++ compiler are
+    python bench/kernels/gpu.py --minutes 8      where the GPU is lent
 
-1. Every instance on every shape, compared with NumPy: one difference ends the run.
+1. Every instance on every shape, to the bit (`equality`): the run ends there where one differs.
 2. The raw rates of the two instructions, IMMA and IMMA.SP, from registers alone; r is their ratio,
    the most that sparsity can give on this GPU. And what a copy reaches.
-3. Per shape: our sparse kernel, its dense twin, cuBLASLt's INT8 (torch._int_mm) and cuSPARSELt's
-   (torch._cslt_sparse_mm), each with the same epilogue work, under CUDA graphs, with L2 warm and
-   flushed, taking turns; medians of repetitions and their spread.
-4. What the kernels are held to (`roofline.aims`), with every shape that falls short.
+3. Every tile's sparse kernel on every shape, with L2 warm: what the table of choose.h is tuned by.
+4. Per shape: our sparse kernel, its dense twin, cuBLASLt's INT8 (torch._int_mm) and cuSPARSELt's
+   (torch._cslt_sparse_mm), each with the same epilogue work, under CUDA graphs, taking turns, with
+   L2 warm and then flushed; medians of repetitions and their spread (`timing`).
+5. What the kernels are held to (`roofline.aims`), with every shape that falls short.
 
-It writes bench/results/kernels-<gpu>.json and the roofline beside it, ...svg. A GPU that is no
-target shows correctness and ratios of one run; it never stands for an A100 or an Orin.
+It writes bench/results/kernels-<gpu>.json after every layer, so that a run which is cut off loses
+one, and the roofline beside it, ...svg. A GPU that is no target shows correctness and ratios of one
+run; it never stands for an A100 or an Orin.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
+import functools
 import re
 import shutil
-import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(Path(__file__).parent)]
 
 import cases  # noqa: E402
-import compiled  # noqa: E402
+import equality  # noqa: E402
 import results  # noqa: E402
 import roofline  # noqa: E402
-from cases import Call, Case, Layer  # noqa: E402
+import timing  # noqa: E402
+from cases import Case, Layer  # noqa: E402
 
-from edgekd import sparse_gemm  # noqa: E402
 from edgekd.engine.native import Kernels  # noqa: E402
-from edgekd.errors import UnsupportedError  # noqa: E402
-from edgekd.sparse_gemm import OUTPUTS, Output  # noqa: E402
 
+STARTED = time.monotonic()
+KERNELS = ROOT / "kernels"
+OUT = ROOT / "out" / "kernels"
 # n, k of the linear layers of ViT and BERT: tiny, small, base, large.
 LAYERS = tuple(
     layer for d in (192, 384, 768, 1024) for layer in ((3 * d, d), (d, d), (4 * d, d), (d, 4 * d))
 )
 TOKENS = (1, 8, 50, 197, 394, 788, 1576, 6304)
-COMPARED_TOKENS = (1, 7, 53, 197, 394)
-EPILOGUES: tuple[tuple[Output, bool], ...] = (
-    ("s32", False), ("f16", False), ("f16", True), ("s8", False), ("gelu_s8", False),
-)  # fmt: skip
-REPETITIONS = 9
-CALLS = 20  # in one CUDA graph: a launch of a graph costs microseconds itself
-GELU_SHARE = 1e-4  # of the outputs, that may lie one step off; 6 in 2.1 million did on a CPU
-COPY_BYTES = 1 << 30
-STATE = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu",
-         "power.draw", "clocks_throttle_reasons.active")  # fmt: skip
-
-
-def compare(kernels: Kernels) -> dict[str, int]:
-    """Every instance on every shape it takes, against NumPy; ends the run where one differs."""
-    found = dict.fromkeys(("launches", "outputs", "differ", "gelu_outputs", "gelu_one_step"), 0)
-    ran: set[str] = set()
-    for n, k in sorted(set(LAYERS)):
-        layer = Layer(kernels, n, k)
-        for m in COMPARED_TOKENS:
-            case = Case(layer, m)
-            acc = sparse_gemm.sums(case.host_x, layer.host_weights)
-            for output, residual in EPILOGUES:
-                scale = np.array([cases.OUT_SCALE], np.float32)
-                extra = case.host_residual if residual else scale if output[-2:] == "s8" else None
-                wanted = sparse_gemm.epilogue(acc, output, layer.host_scale, layer.host_bias, extra)
-                for tile in kernels.tiles:
-                    for sparse in (True, False):
-                        instance = f"{'sparse' if sparse else 'dense'} {tile} {output}"
-                        y = case.y[output].zero_()
-                        try:
-                            case.ours(output, sparse, tile, residual)()
-                        except UnsupportedError:  # a tile for larger layers
-                            continue
-                        where = f"{instance} {m} x {n} x {k}"
-                        _count(y.cpu().numpy(), wanted, output, where, found)
-                        ran.add(instance)
-    if found["gelu_one_step"] > GELU_SHARE * found["gelu_outputs"]:
-        sys.exit(
-            f"gelu_s8: {found['gelu_one_step']} of {found['gelu_outputs']} outputs are a step off"
-        )
-    if len(ran) != 2 * len(kernels.tiles) * len(OUTPUTS):
-        sys.exit(f"{len(ran)} instances took a shape, expected all of {len(kernels.tiles)} tiles")
-    return found
-
-
-def _count(
-    got: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any], output: Output, where: str,
-    found: dict[str, int],
-) -> None:  # fmt: skip
-    wrong = int((got != wanted).sum())
-    found["launches"] += 1
-    found["outputs"] += got.size
-    found["gelu_outputs"] += got.size if output == "gelu_s8" else 0
-    if output == "gelu_s8" and wrong:
-        if np.abs(got.astype(int) - wanted.astype(int)).max() > 1:
-            sys.exit(f"{where}: outputs differ by more than one step")
-        found["gelu_one_step"] += wrong
-    elif wrong:
-        sys.exit(f"{where}: {wrong} of {got.size} outputs differ")
-
-
-def times_us(calls: dict[str, Call], flush: torch.Tensor | None) -> dict[str, list[float]]:
-    """Microseconds of one call, each repetition of every peer in turn, in CUDA graphs.
-
-    With `flush`, a buffer larger than L2 is written before each call, so that weights and tokens
-    come from memory, and the time of as many writes alone is taken off again.
-    """
-    work: dict[str, Sequence[Call]] = {name: [call] for name, call in calls.items()}
-    if flush is not None:
-        work = {name: [flush.zero_, call] for name, call in calls.items()} | {"": [flush.zero_]}
-    graphs = {}
-    for name, several in work.items():
-        for _ in range(3):
-            for call in several:
-                call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(CALLS):
-                for call in several:
-                    call()
-        graphs[name] = graph
-    found: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(REPETITIONS):
-        for name, graph in graphs.items():
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graph.replay()
-            end.record()
-            torch.cuda.synchronize()
-            found[name].append(start.elapsed_time(end) * 1e3 / CALLS)
-    alone = statistics.median(found.pop("", [0.0]))
-    return {name: [each - alone for each in times] for name, times in found.items()}
-
-
-def speed(kernels: Kernels, multiprocessors: int, l2_bytes: int) -> list[dict[str, Any]]:
-    """A row for each shape and state of L2."""
-    flush = torch.empty(2 * l2_bytes, dtype=torch.int8, device=cases.DEVICE)
-    rows = []
-    for n, k in LAYERS:
-        layer = Layer(kernels, n, k)
-        for m in TOKENS:
-            case = Case(layer, m)
-            case.ours("s32", True)()
-            peers, refused = case.peers()
-            calls = {
-                "sparse": case.ours("gelu_s8", True),
-                "dense_twin": case.ours("gelu_s8", False),
-                "sparse_s32": case.ours("s32", True),
-                **peers,
-            }
-            tile = (kernels.choose((m, n, k), multiprocessors) or ("none", ""))[0]
-            for state, buffer in (("warm", None), ("flushed", flush)):
-                timed = times_us(calls, buffer)
-                rows.append(
-                    {
-                        "m": m, "n": n, "k": k, "l2": state, "tile": tile,
-                        "us": {name: round(statistics.median(t), 3) for name, t in timed.items()},
-                        "spread_us": {name: round(max(t) - min(t), 3) for name, t in timed.items()},
-                        "refused": refused,
-                    }
-                )  # fmt: skip
-        print(f"{n} x {k}: timed", flush=True)
-    return rows
-
-
-def raw_rates(kernels: Kernels) -> dict[str, float]:
-    """Tera multiply-adds a second of both instructions, and r, sparse over dense."""
-    found = {}
-    for kind, name in ((0, "sparse"), (1, "dense")):
-        rate = ctypes.c_double()
-        if kernels.library.edgekd_raw_rate(kind, ctypes.byref(rate)):
-            sys.exit(f"the raw rate of the {name} instruction could not be measured")
-        found[name] = rate.value * 1e-12
-    return {**found, "r": found["sparse"] / found["dense"]}
-
-
-def bandwidth() -> float:
-    """Gigabytes a second that a copy reads and writes, the best of a few."""
-    one, two = (torch.empty(COPY_BYTES, dtype=torch.int8, device=cases.DEVICE) for _ in range(2))
-    best = 0.0
-    for _ in range(5):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        two.copy_(one)
-        end.record()
-        torch.cuda.synchronize()
-        best = max(best, 2 * one.numel() / start.elapsed_time(end) * 1e-6)
-    return best
-
-
-def state() -> dict[str, str]:
-    """Driver, clocks and temperature as nvidia-smi tells them."""
-    query = ["nvidia-smi", f"--query-gpu={','.join(STATE)}", "--format=csv,noheader", "--id=0"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError) as error:
-        return {"unavailable": " ".join(str(error).split())[:120]}
-    return dict(zip(STATE, (each.strip() for each in done.stdout.split(",")), strict=True))
-
-
-def library() -> Path:
-    """Our kernels compiled for GPUs; made where they are not yet.
-
-    By the machine's own nvcc where it has one: the driver must be as new as the compiler.
-    """
-    compiled.OUT.mkdir(parents=True, exist_ok=True)
-    compiled.make("library", f"NVCC={shutil.which('nvcc') or compiled.tool('nvcc')}")
-    return compiled.OUT / "libedgekd_kernels.so"
+COMPARED_TOKENS = tuple(sorted({*TOKENS, 7, 53}))
+Pass = Callable[[Case], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
     """Compare, time, judge, write; the result's path."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--library", type=Path, help="libedgekd_kernels.so  [default: make it]")
+    parser.add_argument("--emulator", type=Path, help="libedgekd_emulator.so  [default: make it]")
     parser.add_argument("--compare-only", action="store_true", help="no times")
+    parser.add_argument("--minutes", type=float, help="no layer is begun after  [default: any]")
     asked = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         sys.exit(
             "bench/kernels/gpu.py: no CUDA device here; the emulator's tests are tests/kernels"
         )
-    kernels = Kernels(asked.library or library())
     properties = torch.cuda.get_device_properties(0)
-    name = "kernels-" + re.sub(r"[^a-z0-9]+", "-", properties.name.lower()).strip("-")
-
-    def keep() -> Path:
-        covers = ("kernels/src", "kernels/include")
-        return results.write(name, "python bench/kernels/gpu.py", covers, content)
-
+    library = asked.library or device_library(f"{properties.major}{properties.minor}")
+    kernels = Kernels(library)
+    emulator = Kernels(asked.emulator or made("emulator", OUT))
     content: dict[str, Any] = {
         "gpu": properties.name,
         "compute_capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
         "torch_cuda": torch.version.cuda,
-        "peers_epilogue": cases.EPILOGUE,
-        "state_before": state(),
-        "equality": compare(kernels),
+        "state_before": timing.state(),
     }
-    print(content["equality"], flush=True)
-    rates = content["raw_rates"] = raw_rates(kernels)
-    print(rates, flush=True)
-    path = keep()  # whatever happens later, this much is known
+    name = "kernels-" + re.sub(r"[^a-z0-9]+", "-", properties.name.lower()).strip("-")
+    keep = functools.partial(
+        results.write, name, "python bench/kernels/gpu.py", ("kernels/src", "kernels/include"),
+        content, needs=properties.name,
+    )  # fmt: skip
+    layers = [Layer(kernels, n, k) for n, k in LAYERS]
+    found = content["equality"] = equality.compare(emulator, layers, COMPARED_TOKENS)
+    found["differ"] |= equality.operators(library, emulator, layers[0])
+    path = keep()
+    _say(f"equality: {found}")
+    if found["differ"]:
+        sys.exit("\n".join(found["differ"].values()))
+    content["raw_rates"] = timing.raw_rates(kernels)
+    path = keep()
+    _say(f"raw rates: {content['raw_rates']}")
     if not asked.compare_only:
-        copied = content["gigabytes_per_s"] = bandwidth()
-        rows = speed(kernels, properties.multi_processor_count, properties.L2_cache_size)
-        content["rows"] = [{**row, **roofline.shares(row, rates, copied)} for row in rows]
-        content["aims"] = roofline.aims(content["rows"], rates)
-        content["state_after"] = state()
+        deadline = None if asked.minutes is None else STARTED + 60 * asked.minutes
+        speed(layers, properties, content, keep, deadline)
+        content["state_after"] = timing.state()
         path = keep()
         roofline.draw(content, path.with_suffix(".svg"))
         roofline.tell(content)
-    print(path)
+    _say(str(path))
     return path
+
+
+def speed(
+    layers: Sequence[Layer], properties: Any, content: dict[str, Any], keep: Callable[[], Path],
+    deadline: float | None,
+) -> None:  # fmt: skip
+    """Three passes over every shape, the quickest first; each layer's rows are kept at once.
+
+    Args:
+        layers: What is timed, `TOKENS` of each.
+        properties: Of the GPU.
+        content: The result: `raw_rates` of it are read, `rows`, `tiles` and what is judged by them
+            written, and under `not_measured` a sentence for each layer that was left out.
+        keep: Writes the result.
+        deadline: Of `time.monotonic`; no layer is begun after it.
+    """
+    rates = content["raw_rates"]
+    copied = content["gigabytes_per_s"] = timing.bandwidth()
+    rows: list[dict[str, Any]] = []
+    tiles: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    content |= {"tiles": tiles, "rows": rows, "not_measured": left_out, "aims": [], "choice": {}}
+    flush = torch.empty(2 * properties.L2_cache_size, dtype=torch.int8, device=cases.DEVICE)
+
+    def chosen(case: Case) -> str:
+        return (case.layer.kernels.choose(case.sizes, properties.multi_processor_count) or ("",))[0]
+
+    def shape(l2: str, buffer: torch.Tensor | None, case: Case) -> None:
+        content["peers_epilogue"] = cases.peers_epilogue()[1]
+        row = timing.shape_row(case, chosen(case), l2, buffer)
+        rows.append({**row, **roofline.shares(row, rates, copied)})
+
+    passes: dict[str, Pass] = {
+        "every tile": lambda case: tiles.append(timing.tiles_row(case, chosen(case))),
+        "L2 warm": functools.partial(shape, "warm", None),
+        "L2 flushed": functools.partial(shape, "flushed", flush),
+    }
+    shapes = [[Case(layer, m) for m in TOKENS] for layer in layers]
+    for what, measure in passes.items():
+        for each in shapes:
+            where = f"{what}, {each[0].layer.n} x {each[0].layer.k}"
+            try:
+                if deadline is not None and time.monotonic() > deadline:
+                    raise TimeoutError("the minutes were over")
+                for case in each:
+                    measure(case)
+            except Exception as error:  # whatever it is: the next layer may do
+                left_out.append(f"{where}: {cases.reason(error)}")
+            content["aims"] = roofline.aims(rows, rates)
+            content["choice"] = roofline.choice(tiles)
+            keep()
+        _say(what)
+
+
+def device_library(architecture: str) -> Path:
+    """Our kernels compiled for one GPU, such as ``90``.
+
+    By the machine's own nvcc where it has one: the driver must be as new as the compiler.
+    """
+    folder = OUT / f"sm_{architecture}"  # make would take another architecture's for this one's
+    return made("library", folder, f"NVCC={compiler()}", f"ARCHITECTURES={architecture}")
+
+
+def compiler() -> str:
+    """An nvcc and the options with which it links."""
+    if own := shutil.which("nvcc"):
+        return own
+    import compiled  # here, for a lent GPU's Python lacks what it imports
+
+    found = Path(compiled.tool("nvcc"))
+    if not found.is_absolute():
+        sys.exit("nvcc is not here: pip install 'edgekd[cuda]'")
+    # PyPI's does not look where its own runtime lies.
+    return f"{found} -L{found.parents[1] / 'lib'}"
+
+
+def made(what: str, folder: Path, *settings: str) -> Path:
+    """A library of ``kernels/Makefile``: ``library`` or ``emulator``."""
+    command = ["make", "-s", "-C", str(KERNELS), what, f"OUT={folder}", *settings]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return folder / f"libedgekd_{'kernels' if what == 'library' else what}.so"
+
+
+def _say(what: str) -> None:
+    print(f"{time.monotonic() - STARTED:6.1f} s  {what}", flush=True)
 
 
 if __name__ == "__main__":

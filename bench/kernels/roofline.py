@@ -9,7 +9,6 @@ instruction, to the left the memory's bandwidth; what lies between a point and t
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,8 @@ def shares(
 ) -> dict[str, Any]:
     """Share of the raw rate, and of the bandwidth, that each of our kernels reached.
 
+    One without a time has no share.
+
     Args:
         row: One shape's times, as gpu.py writes it.
         rates: Tera multiply-adds a second of the ``sparse`` and ``dense`` instruction.
@@ -36,7 +37,7 @@ def shares(
     """
     m, n, k = row["m"], row["n"], row["k"]
     found: dict[str, Any] = {}
-    for name in WEIGHT_BYTES:
+    for name in _timed(row):
         seconds = row["us"][name] * 1e-6
         raw = rates["sparse" if name == "sparse" else "dense"] * 1e12
         found[name] = {
@@ -46,11 +47,17 @@ def shares(
     return found
 
 
+def _timed(row: Mapping[str, Any]) -> list[str]:
+    """Which of our two kernels the row has a time of."""
+    return [name for name in WEIGHT_BYTES if row["us"].get(name, 0) > 0]
+
+
 # What the kernels are held to where there is a GPU.
 LARGE_M = 1576  # 8 images of a ViT
 OF_R, OF_RAW_RATE, WINS = 0.75, 0.7, 0.8
 LONG_US = 10.0
-_EPILOGUE = "cusparselt_and_epilogue"
+# A tile this much faster than the chosen one is what choose.h should have taken.
+SLOWER = 1.05
 
 
 def aims(rows: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -66,30 +73,53 @@ def aims(rows: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> list[
         they reached.
     """
     large = [row for row in rows if row["m"] >= LARGE_M]
-    gains = [(row, row["us"]["dense_twin"] / row["us"]["sparse"]) for row in large]
-    raw = [(row, row["sparse"]["of_raw_rate"]) for row in large]
-    small = [
-        (row, row["us"][_EPILOGUE] / row["us"]["sparse"])
-        for row in rows
-        if row["tile"].startswith("small") and _EPILOGUE in row["us"] and _width(row) in (384, 768)
-    ]
+    gains = _gains(large, "dense_twin", "sparse")
+    raw = [(row, row["sparse"]["of_raw_rate"]) for row in large if "sparse" in _timed(row)]
+    few = [row for row in rows if row["tile"].startswith("small") and _width(row) in (384, 768)]
+    small = _gains(few, "cusparselt_and_epilogue", "sparse")
+    bare = _gains(few, "cusparselt_s32", "sparse_s32")
     gain = OF_R * rates["r"]
     # Below, starting a kernel and moving its operands take longer than multiplying can.
-    long = [row["m"] * row["n"] * row["k"] / rates["sparse"] * 1e-6 >= LONG_US for row in large]
-    bare = [
-        (row, row["us"]["cusparselt_s32"] / row["us"]["sparse_s32"])
-        for row, _ in small
-        if "cusparselt_s32" in row["us"]
-    ]
+    long = LONG_US * rates["sparse"] * 1e6
+    busy_gains, busy_raw = (
+        [(row, value) for row, value in found if row["m"] * row["n"] * row["k"] >= long]
+        for found in (gains, raw)
+    )
     where, busy = f"m >= {LARGE_M}", f"of at least {LONG_US:.0f} us at the raw rate"
     return [
         _aim(f"sparse over its dense twin, {where}: {OF_R} r", gains, gain, 1.0),
-        _aim(f"the same, {busy}", list(itertools.compress(gains, long)), gain, 1.0),
+        _aim(f"the same, {busy}", busy_gains, gain, 1.0),
         _aim(f"share of the raw IMMA.SP rate, {where}", raw, OF_RAW_RATE, 1.0),
-        _aim(f"the same, {busy}", list(itertools.compress(raw, long)), OF_RAW_RATE, 1.0),
+        _aim(f"the same, {busy}", busy_raw, OF_RAW_RATE, 1.0),
         _aim("cuSPARSELt and epilogue over ours, few tokens, ViT-S and -B", small, 1.0, WINS),
         _aim("the same products alone, to INT32", bare, 1.0, None),
     ]
+
+
+def _gains(
+    rows: Sequence[Mapping[str, Any]], peer: str, ours: str
+) -> list[tuple[Mapping[str, Any], float]]:
+    """How many times faster we are than a peer, on each shape that has both times."""
+    both = [row for row in rows if peer in row["us"] and ours in row["us"]]
+    return [(row, row["us"][peer] / row["us"][ours]) for row in both]
+
+
+def choice(tiles: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where the table of choose.h takes a slower tile than there is, the worst first.
+
+    Args:
+        tiles: As gpu.py writes them: each tile's time on a shape, and the chosen one.
+    """
+    judged = [row for row in tiles if row["chosen"] in row["us"]]
+    lost = []
+    for row in judged:
+        fastest = min(row["us"], key=row["us"].__getitem__)
+        times = row["us"][row["chosen"]] / row["us"][fastest]
+        if times > SLOWER:
+            sizes = {name: row[name] for name in ("m", "n", "k", "chosen")}
+            lost.append({**sizes, "fastest": fastest, "times": round(times, 3)})
+    lost.sort(key=lambda each: -each["times"])
+    return {"shapes": len(judged), "slower_than": SLOWER, "lost": lost}
 
 
 def _aim(
@@ -118,7 +148,12 @@ def _width(row: Mapping[str, Any]) -> int:
 
 
 def tell(document: Mapping[str, Any]) -> None:
-    """Print each aim and how far it is met."""
+    """Print each aim and how far it is met, and how good the table is."""
+    if left_out := document.get("not_measured"):
+        print(f"{len(left_out)} layers were not measured, the first {left_out[0]}")
+    lost, shapes = document["choice"]["lost"], document["choice"]["shapes"]
+    good = f"{shapes - len(lost)} of {shapes}"
+    print(f"choose.h takes a tile within {SLOWER - 1:.0%} of the fastest: {good}")
     for aim in document["aims"]:
         share = "no shape" if aim["share_found"] is None else f"{aim['share_found']:.0%}"
         wanted = "" if aim["share_wanted"] is None else f", {aim['share_wanted']:.0%} wanted"
@@ -138,11 +173,13 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     axes = figure.subplots()
     ends = (1.0, 5000.0)
     for name, rate, colour in (("sparse", "sparse", "#0f766e"), ("dense_twin", "dense", "#b45309")):
-        at = [row["m"] * row["n"] * row["k"] for row in rows]
+        these = [row for row in rows if name in _timed(row)]
+        at = [row["m"] * row["n"] * row["k"] for row in these]
         x = [
-            ops / bytes_moved(name, r["m"], r["n"], r["k"]) for ops, r in zip(at, rows, strict=True)
+            ops / bytes_moved(name, r["m"], r["n"], r["k"])
+            for ops, r in zip(at, these, strict=True)
         ]
-        y = [ops / r["us"][name] * 1e-6 for ops, r in zip(at, rows, strict=True)]
+        y = [ops / r["us"][name] * 1e-6 for ops, r in zip(at, these, strict=True)]
         axes.scatter(x, y, s=14, color=colour, label=name.replace("_", " "))
         knee = rates[rate] * 1e3 / bandwidth
         roof = [min(rates[rate], end * bandwidth * 1e-3) for end in (ends[0], knee, ends[1])]

@@ -33,7 +33,7 @@ def test_strict_allows_no_skip(
 
 
 def test_nothing_else_skips() -> None:
-    """`importorskip` stays: `make test` installs what it names, only the device run lacks it."""
+    """`importorskip` stays; the next test holds it to what is installed where it stands."""
     other = re.compile(r"pytest\.skip\(|mark\.skip|mark\.xfail|unittest\.skip|collect_ignore")
     here = {Path(__file__), TESTS / "conftest.py"}
     found = [
@@ -43,3 +43,25 @@ def test_nothing_else_skips() -> None:
         if path not in here and other.search(line)
     ]
     assert found == []
+
+
+def test_what_importorskip_names_is_installed_where_its_test_runs() -> None:
+    """Only the device-side run lacks onnx and onnxruntime, and only `make kernels` has an nvcc.
+
+    Tests that want nvcc are run by `make kernels` and no other command, so none of them is skipped.
+    """
+    named = re.compile(r"importorskip\(\s*\"([\w.]+)\"")
+    makefile = (TESTS.parent / "Makefile").read_text()
+    nvcc_tests = re.search(r"^NVCC_TESTS := (.*)$", makefile, re.MULTILINE)
+    assert nvcc_tests is not None
+    elsewhere = {TESTS.parent / each for each in nvcc_tests[1].split()}
+    recipes = dict(re.findall(r"^(\w+): \$\(STAMP\)\n((?:\t.*\n)+)", makefile, re.MULTILINE))
+    assert '$(PYTEST) -m "not slow" $(NVCC_TESTS:%=--ignore=%)' in recipes["test"]
+    assert "dev,cuda]" in recipes["kernels"]
+    assert "\t$(PYTEST) $(NVCC_TESTS)\n" in recipes["kernels"]
+    project = (TESTS.parent / "pyproject.toml").read_text()
+    found = {here: set() for here in (True, False)}
+    for path in sorted(TESTS.rglob("*.py")):
+        found[path not in elsewhere] |= set(named.findall(path.read_text()))
+    assert found == {True: {"onnx", "onnxruntime"}, False: {"nvidia.cuda_nvcc", "nvidia.cu13"}}
+    assert all(f'    "{name}>=' in project for name in found[True])

@@ -1,10 +1,13 @@
-"""Engines of the `cpu` target, small, and a scenario with few queries."""
+"""Engines of the `cpu` target, small, a scenario with few queries, and a stand-in for CUDA."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -36,3 +39,68 @@ def three_engines(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
     """The arms of the issue, in one directory: float teacher, dense INT8, 2:4 INT8."""
     out = tmp_path_factory.mktemp("bench") / "out"
     return [reports.engine(out, arm) for arm in ("fp16", "dense", "sparse")]
+
+
+class Cuda:
+    """What `torch.cuda` does for our programs, on a clock that only `spend` moves.
+
+    Attributes:
+        now_us: The clock.
+        log: Events and replays in their order.
+    """
+
+    def __init__(self) -> None:
+        self.now_us = 0.0
+        self.log: list[str] = []
+
+    def spend(self, us: float) -> None:
+        self.now_us += us
+
+    def parts(self) -> dict[str, Any]:
+        cuda = self
+
+        class Event:
+            def __init__(self, enable_timing: bool) -> None:
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at_us = cuda.now_us
+                cuda.log.append("event")
+
+            def elapsed_time(self, end: Event) -> float:
+                return (end.at_us - self.at_us) / 1e3
+
+        class Graph:
+            cost_us = 0.0
+
+            def replay(self) -> None:
+                cuda.now_us += self.cost_us
+                cuda.log.append(f"replay {self.cost_us:g}")
+
+        @contextlib.contextmanager
+        def graph(into: Graph) -> Iterator[None]:
+            before = cuda.now_us
+            yield
+            into.cost_us = cuda.now_us - before
+
+        device = SimpleNamespace(name="Stand-In (no GPU)", major=8, minor=0,
+                                 multi_processor_count=108, L2_cache_size=64)  # fmt: skip
+        return {
+            "is_available": lambda: True,
+            "get_device_properties": lambda _: device,
+            "current_stream": lambda: SimpleNamespace(cuda_stream=0),
+            "synchronize": lambda: None,
+            "CUDAGraph": Graph,
+            "graph": graph,
+            "Event": Event,
+        }
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    import torch
+
+    stand_in = Cuda()
+    for name, value in stand_in.parts().items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return stand_in

@@ -5,11 +5,10 @@ It shows that the program compares what it says, judges as it says and ends; not
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import json
+import re
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,32 +19,12 @@ import torch
 from kernels.conftest import SOURCES, compile_emulator
 from tiny import programs
 
+from edgekd import torch_ops
 from edgekd.engine.native import Kernels
+from edgekd.errors import ToolchainError
 
 RATES = {"sparse": 40.0, "dense": 20.0, "r": 2.0}
-
-
-class Event:
-    """Wall time."""
-
-    def __init__(self, enable_timing: bool) -> None:
-        assert enable_timing
-
-    def record(self) -> None:
-        self.at = time.perf_counter()
-
-    def elapsed_time(self, end: Event) -> float:
-        return (end.at - self.at) * 1e3
-
-
-class Graph:
-    def replay(self) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def graph(_graph: Graph) -> Iterator[None]:
-    yield
+RIGHT = Kernels.gemm
 
 
 @pytest.fixture(scope="module")
@@ -56,117 +35,296 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+def gpu(cuda: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The program, small; a sparse GEMM of ours takes 10 us, a dense one 15, cuBLASLt's 30."""
     module = programs.load("bench/kernels/gpu.py")
-    device = SimpleNamespace(name="Stand-In (no GPU)", major=8, minor=0, multi_processor_count=108,
-                             L2_cache_size=64)  # fmt: skip
-    for name, value in {
-        "is_available": lambda: True,
-        "get_device_properties": lambda _: device,
-        "current_stream": lambda: SimpleNamespace(cuda_stream=0),
-        "synchronize": lambda: None,
-        "CUDAGraph": Graph,
-        "graph": graph,
-        "Event": Event,
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(sys.modules["cases"], "DEVICE", "cpu")
+
+    def gemm(self: Kernels, *rest: Any, **more: Any) -> None:
+        RIGHT(self, *rest, **more)
+        cuda.spend(10 if more.get("sparse", True) else 15)
+
+    def int_mm(*operands: torch.Tensor) -> torch.Tensor:
+        cuda.spend(30)
+        return product(*operands)
+
+    product = torch._int_mm
+    monkeypatch.setattr(Kernels, "gemm", gemm)
+    monkeypatch.setattr(torch, "_int_mm", int_mm)
+    monkeypatch.setattr(torch_ops, "_libraries", {})
+    monkeypatch.setattr(module.cases, "DEVICE", "cpu")
     monkeypatch.setattr(sys.modules["results"], "FOLDER", tmp_path)
-    for name, small in {
-        "LAYERS": ((256, 128), (384, 384)), "TOKENS": (8, 200), "COMPARED_TOKENS": (3,),
-        "REPETITIONS": 2, "CALLS": 2, "COPY_BYTES": 1 << 20,
-    }.items():  # fmt: skip
-        monkeypatch.setattr(module, name, small)
-    monkeypatch.setattr(module, "raw_rates", lambda _: RATES)
-    monkeypatch.setattr(module.roofline, "LARGE_M", 200)
+    for owner, name, small in (
+        (module, "LAYERS", ((256, 128), (384, 384))), (module, "TOKENS", (8, 200)),
+        (module, "COMPARED_TOKENS", (3,)), (module.timing, "REPETITIONS", 2),
+        (module.timing, "CALLS", 2), (module.timing, "bandwidth", lambda: 1000.0),
+        (module.timing, "raw_rates", lambda _: RATES), (module.roofline, "LARGE_M", 200),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, small)
     return module
+
+
+def run(gpu: ModuleType, emulator: Path, *more: str) -> Path:
+    path: Path = gpu.main(["--library", str(emulator), "--emulator", str(emulator), *more])
+    return path
 
 
 def test_it_runs_to_a_result_and_a_plot(
     gpu: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(gpu, "LAYERS", ((256, 128),))
-    path = gpu.main(["--library", str(emulator)])
+    path = run(gpu, emulator)
     assert path == tmp_path / "kernels-stand-in-no-gpu.json"
     assert "<svg" in path.with_suffix(".svg").read_text()
     found = json.loads(path.read_text())
-    # 8 tiles, 2 kinds, 5 epilogues, one shape of 3 x 256.
-    assert found["equality"]["launches"] == 80
-    assert found["equality"]["outputs"] == 80 * 3 * 256
-    assert found["equality"]["differ"] == 0
+    assert found["needs"] == "Stand-In (no GPU)"
+    # 8 tiles and the chosen one, 2 kinds, 5 epilogues (4 outputs), one shape of 3 x 256.
+    assert found["equality"] == {
+        "tokens": [3], "launches": 90, "outputs": 90 * 3 * 256, "instances": 72, "differ": {},
+    }  # fmt: skip
     assert [(row["m"], row["l2"]) for row in found["rows"]] == [
-        (8, "warm"), (8, "flushed"), (200, "warm"), (200, "flushed"),
+        (8, "warm"), (200, "warm"), (8, "flushed"), (200, "flushed"),
     ]  # fmt: skip
     for row in found["rows"]:
-        assert set(row["us"]) == {"sparse", "dense_twin", "sparse_s32", "cublaslt_s32",
-                                  "cublaslt_and_epilogue"}  # fmt: skip
-        assert "_cslt_compress" in row["refused"]["cusparselt"]
-        assert all(times > 0 for times in row["us"].values()) or row["l2"] == "flushed"
+        assert row["us"] == {"sparse": 10.0, "dense_twin": 15.0, "sparse_s32": 10.0,
+                             "cublaslt_s32": 30.0, "cublaslt_and_epilogue": 30.0}  # fmt: skip
+        assert row["algorithms"] == {"cublaslt": "torch._int_mm's own choice"}
+        refusal = row["not_measured"]["cusparselt"]
+        assert refusal.startswith("not measured: ")
+        assert "_cslt_compress" in refusal
         assert row["tile"].startswith("small_" if row["m"] == 8 else ("small_", "large_"))
+    # 256 x 128 is too small for no tile: every one has its time, on both numbers of tokens.
+    tiles = Kernels(emulator).tiles
+    assert [row["us"] for row in found["tiles"]] == [dict.fromkeys(tiles, 10.0)] * 2
+    assert found["choice"] == {"shapes": 2, "slower_than": 1.05, "lost": []}
     assert [aim["shapes"] for aim in found["aims"]] == [2, 0, 2, 0, 0, 0]
     assert found["aims"][4]["met"] is None
+    assert (found["not_measured"], found["peers_epilogue"]) == ([], "eager")
     assert set(found["state_before"]) == set(found["state_after"])
 
 
-def test_a_wrong_kernel_ends_it(
-    gpu: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = Kernels.gemm
+def test_it_only_compares_where_that_is_asked(gpu: ModuleType, emulator: Path) -> None:
+    found = json.loads(run(gpu, emulator, "--compare-only").read_text())
+    assert found["raw_rates"] == RATES
+    assert "rows" not in found
 
+
+@pytest.fixture
+def times(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program without its comparison, on two layers smaller still."""
+    for owner, name, small in (
+        (gpu, "LAYERS", ((64, 64), (128, 64))), (gpu, "TOKENS", (1, 9)),
+        (gpu.equality, "compare", lambda *_: {"differ": {}}),
+        (gpu.equality, "operators", lambda *_: {}), (gpu.roofline, "LARGE_M", 9),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, small)
+    return gpu
+
+
+def test_when_the_minutes_are_over_no_layer_is_begun(times: ModuleType, emulator: Path) -> None:
+    found = json.loads(run(times, emulator, "--minutes", "0").read_text())
+    assert (found["rows"], found["tiles"]) == ([], [])
+    assert found["not_measured"] == [
+        f"{what}, {layer}: not measured: the minutes were over"
+        for what in ("every tile", "L2 warm", "L2 flushed")
+        for layer in ("64 x 64", "128 x 64")
+    ]
+
+
+def test_a_run_that_is_cut_off_keeps_each_layer(
+    times: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    right = times.timing.shape_row
+
+    def cut_off(case: Any, *rest: Any) -> Any:
+        if case.layer.n == 128:
+            raise KeyboardInterrupt
+        return right(case, *rest)
+
+    monkeypatch.setattr(times.timing, "shape_row", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run(times, emulator)
+    found = json.loads((tmp_path / "kernels-stand-in-no-gpu.json").read_text())
+    assert [(row["n"], row["m"]) for row in found["rows"]] == [(64, 1), (64, 9)]
+    assert [aim["shapes"] for aim in found["aims"]] == [1, 0, 1, 0, 0, 0]
+    # The quick pass over every shape was first; the other tiles are for more features.
+    assert len(found["tiles"]) == found["choice"]["shapes"] == 4
+    assert set(found["tiles"][0]["us"]) == {
+        "small_t8", "small_t24", "small_t40", "small_t64", "large_64x128",
+    }  # fmt: skip
+    sentence = "tile large_128x64 takes n in multiples of 128 and k of 64, found n = 64"
+    assert sentence in found["tiles"][0]["not_measured"]["large_128x64"]
+
+
+def test_a_layer_that_fails_ends_no_other(
+    times: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = times.timing.tiles_row
+
+    def fails(case: Any, tile: str) -> Any:
+        if case.sizes == (9, 64, 64):
+            raise RuntimeError("out of\n memory")
+        return right(case, tile)
+
+    monkeypatch.setattr(times.timing, "tiles_row", fails)
+    found = json.loads(run(times, emulator).read_text())
+    assert found["not_measured"] == ["every tile, 64 x 64: not measured: out of memory"]
+    assert [row["m"] for row in found["tiles"]] == [1, 1, 9]
+    assert len(found["rows"]) == 8
+
+
+def test_a_wrong_kernel_is_named_and_ends_it(
+    gpu: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def wrong(self: Kernels, output: str, *rest: Any, **more: Any) -> None:
-        right(self, output, *rest, **{**more, "bias": more["scale"]})  # type: ignore[arg-type]
+        if output == "f16" and more.get("sparse", True):
+            more["bias"] = more["scale"]
+        RIGHT(self, output, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Kernels, "gemm", wrong)
-    with pytest.raises(SystemExit, match=r"sparse small_t8 f16 3 x 256 x 128: \d+ of 768 outputs"):
-        gpu.compare(Kernels(emulator))
+    sentence = r"sparse small_t8 f16 3 x 256 x 128: \d+ of 768 outputs differ, the first at \[0, 0"
+    with pytest.raises(SystemExit, match=sentence) as ended:
+        run(gpu, emulator)
+    # 8 tiles and the chosen one, each once although it differs on every shape; and the operator
+    # that runs on the kernels here.
+    assert len(str(ended.value).splitlines()) == 10
+    assert "torch.ops.edgekd.sparse_gemm_s8_packed f16: " in str(ended.value)
+    document = json.loads((tmp_path / "kernels-stand-in-no-gpu.json").read_text())
+    assert len(document["equality"]["differ"]) == 10
+    assert "raw_rates" not in document
 
 
-def test_every_tile_must_take_a_shape(
+def test_one_step_of_one_gelu_is_seen(
     gpu: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "LAYERS", ((64, 64),))
-    with pytest.raises(SystemExit, match="instances took a shape, expected all of 8 tiles"):
-        gpu.compare(Kernels(emulator))
+    """The kernels' own erf is what is met: nothing is allowed to lie a step off."""
+
+    def nearly(self: Kernels, kind: str, sizes: Any, x: int, w: int, y: int, **more: Any) -> None:
+        RIGHT(self, kind, sizes, x, w, y, **more)  # type: ignore[arg-type]
+        if kind == "gelu_s8" and more["tile"] == "large_64x128":
+            ctypes.c_uint8.from_address(y + 1).value ^= 1
+
+    monkeypatch.setattr(Kernels, "gemm", nearly)
+    kernels = Kernels(emulator)
+    found = gpu.equality.compare(kernels, [gpu.Layer(kernels, 256, 128)], (3,))
+    names = [f"{kind} large_64x128 gelu_s8" for kind in ("sparse", "dense")]
+    assert list(found["differ"]) == names
+    sentence = (
+        r"3 x 256 x 128: 1 of 768 outputs differ, the first at \[0, 1\]: -?\d+, expected -?\d+$"
+    )
+    assert re.search(sentence, found["differ"][names[0]])
 
 
-def test_every_peer_does_the_same_work(
+def test_float16_is_compared_by_its_bits(gpu: ModuleType) -> None:
+    zero = torch.zeros(1, 2, dtype=torch.float16)
+    assert gpu.equality.difference(zero, zero.clone()) == ""
+    wrong = gpu.equality.difference(-zero, zero)
+    assert wrong == "2 of 2 outputs differ, the first at [0, 0]: -32768, expected 0"
+
+
+def test_what_a_kernel_leaves_unwritten_is_seen(
     gpu: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a kernel before it left the right numbers in the same place."""
+
+    def first(self: Kernels, *rest: Any, **more: Any) -> None:
+        if more["tile"] == "small_t8" and more["sparse"]:
+            RIGHT(self, *rest, **more)
+
+    kernels = Kernels(emulator)
+    layer = gpu.Layer(kernels, 256, 128)
+    monkeypatch.setattr(Kernels, "gemm", first)
+    found = gpu.equality.compare(kernels, [layer], (3,))
+    assert found["instances"] == 72
+    assert len(found["differ"]) == 72 - 4
+
+
+def test_an_error_of_cuda_ends_the_comparison_and_is_named(
+    gpu: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gemm(*_: Any, tile: str | None, **__: Any) -> None:
+        if tile == "small_t8":
+            raise ToolchainError("sparse_gemm_s8: small_t8: too many resources")
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    kernels = Kernels(emulator)
+    layer = gpu.Layer(kernels, 256, 128)
+    monkeypatch.setattr(Kernels, "gemm", gemm)
+    found = gpu.equality.compare(kernels, [layer], (3,))
+    # A refused launch is one kernel's; an error of CUDA's own is the last thing it says.
+    assert list(found["differ"].values()) == [
+        "sparse small_t8 s32 3 x 256 x 128: sparse_gemm_s8: small_t8: too many resources",
+        "dense small_t8 s32 3 x 256 x 128: sparse_gemm_s8: small_t8: too many resources",
+        "sparse small_t24 s32 3 x 256 x 128: CUDA error: an illegal memory access",
+    ]
+
+
+def test_every_tile_must_take_a_shape(gpu: ModuleType, emulator: Path) -> None:
+    kernels = Kernels(emulator)
+    found = gpu.equality.compare(kernels, [gpu.Layer(kernels, 64, 64)], (3,))
+    assert "sparse large_128x128 s32: took no shape, expected one at least" in (
+        found["differ"].values()
+    )
+    assert not any("small_t8" in name for name in found["differ"])
+
+
+@pytest.mark.parametrize("searched", [True, False], ids=["mm_search", "the older search"])
+def test_every_peer_does_the_same_work(
+    gpu: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch, searched: bool
 ) -> None:
     wrong = 0
+    best = (3, 4, 1) if searched else (3,)
 
-    def product(
-        weights: torch.Tensor,
-        tokens: torch.Tensor,
-        *,
-        alg_id: int,
-        transpose_result: bool,
-        **_: Any,
-    ) -> torch.Tensor:
-        assert (alg_id, transpose_result) == (3, True)
+    def search(*operands: Any) -> Any:
+        assert operands[2:] == (None, None, torch.int32, True)
+        return (*best, 9) if searched else 3
+
+    def product(weights: torch.Tensor, tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
+        assert rest == (None, None, torch.int32, True, *best)
         return (weights.double() @ tokens.double()).int().t().contiguous() + wrong
 
     monkeypatch.setattr(torch, "_cslt_compress", lambda weights: weights)
-    monkeypatch.setattr(torch, "_cslt_sparse_mm_search", lambda *_, **__: 3)
     monkeypatch.setattr(torch, "_cslt_sparse_mm", product)
-    case = gpu.Case(gpu.Layer(Kernels(emulator), 384, 384), 8)
+    if searched:
+        found = SimpleNamespace(mm_search=search)
+        monkeypatch.setattr(torch._C, "_cusparselt", found, raising=False)
+    else:
+        monkeypatch.delattr(torch._C, "_cusparselt", raising=False)
+        monkeypatch.setattr(torch, "_cslt_sparse_mm_search", search)
+    layer = gpu.Layer(Kernels(emulator), 384, 384)
+    case = gpu.Case(layer, 8)
     case.ours("gelu_s8", True)()
-    sparse = case.y["gelu_s8"].clone()
+    sparse = case.y("gelu_s8").clone()
     case.ours("gelu_s8", False)()
-    assert torch.equal(case.y["gelu_s8"], sparse)
-    case.ours("s32", True)()
-    calls, refused = case.peers()
-    assert not refused
+    assert torch.equal(case.y("gelu_s8"), sparse)
+    assert case.peers.not_measured == {}
+    assert case.peers.algorithms["cusparselt"] == (
+        "torch._C._cusparselt.mm_search: algorithm 3, split_k 4, mode 1"
+        if searched
+        else "torch._cslt_sparse_mm_search, which cuts no k: algorithm 3"
+    )
     for name in ("cublaslt", "cusparselt"):
-        assert torch.equal(calls[f"{name}_s32"]()[:8], case.y["s32"])
-        finished = calls[f"{name}_and_epilogue"]()
+        assert torch.equal(case.peers.calls[f"{name}_s32"]()[:8], case.y("s32"))
+        finished = case.peers.calls[f"{name}_and_epilogue"]()
         assert finished.is_contiguous()
         steps = (finished.int() - sparse.int()).abs()
         assert steps.max() <= 1
         assert steps.double().mean() < 1e-3
     wrong = 1
-    calls, refused = case.peers()
-    assert refused == {"cusparselt": "3072 sums are not ours"}
-    assert set(calls) == {"cublaslt_s32", "cublaslt_and_epilogue"}
+    peers = gpu.Case(layer, 8).peers
+    assert peers.not_measured == {"cusparselt": "not measured: 3072 sums are not ours"}
+    assert set(peers.calls) == {"cublaslt_s32", "cublaslt_and_epilogue"}
+
+
+def test_a_peer_that_fails_in_whatever_way_ends_nothing(
+    gpu: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> Any:
+        raise KeyError
+
+    monkeypatch.setattr(torch, "_cslt_compress", fails)
+    peers = gpu.Case(gpu.Layer(Kernels(emulator), 64, 64), 8).peers
+    assert peers.not_measured == {"cusparselt": "not measured: KeyError"}
+    assert set(peers.calls) == {"cublaslt_s32", "cublaslt_and_epilogue"}
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

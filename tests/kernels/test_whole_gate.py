@@ -1,10 +1,13 @@
 """The whole gate, for one target and the eight kernels of one tile, compiled for real.
 
+`make kernels` runs these, which has the compiler; `make test` leaves them out.
+
 Last in the folder: mutants.py stops at the first test that fails, and these take the longest.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib
 import json
@@ -16,7 +19,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tiny import programs
 
+from edgekd.engine.native import Kernels
+from edgekd.errors import ContractError, ToolchainError
 from edgekd.sparse_gemm import OUTPUTS
 from kernels.conftest import SOURCES
 
@@ -122,3 +128,26 @@ def test_spills_are_seen_and_refused(gate: ModuleType) -> None:
     assert spilled > 0
     assert f"{name} on {build}: spill_bytes {spilled}, expected at most 0" in wrong
     assert any(each.startswith(f"{name} on {build}: local_accesses") for each in wrong)
+
+
+def test_a_library_for_a_gpu_is_linked_by_pypis_compiler_and_loads(
+    gate: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = programs.load("bench/kernels/gpu.py")
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(gpu, "KERNELS", gate.KERNELS)
+    monkeypatch.setattr(gpu, "OUT", gate.OUT)
+    assert gpu.compiler() == f"{gate.tool('nvcc')} -L{Path(gate.tool('nvcc')).parents[1] / 'lib'}"
+    path = gpu.device_library("87")
+    assert path == gate.OUT / "sm_87" / "libedgekd_kernels.so"
+    kernels = Kernels(path)
+    assert kernels.tiles == ("small_t8",)
+    # The device is looked for first; where there is one, the null pointer is what is wrong.
+    without = "sparse_gemm_s8: no CUDA device: .+|x is null"
+    with pytest.raises((ToolchainError, ContractError), match=without) as refused:
+        kernels.gemm("s32", (8, 64, 64), 0, 0, 0)
+    rate = ctypes.c_double(-1)
+    status = kernels.library.edgekd_raw_rate(0, ctypes.byref(rate))
+    assert (status, rate.value > 0) == (
+        (7, False) if "no CUDA" in str(refused.value) else (0, True)
+    )
