@@ -12,6 +12,7 @@
 //   * asynchronous copies: data lands at the wait that covers it (late) or at once (early), and a word
 //     with a copy in flight may be neither read nor written
 //   * instructions of a whole warp: all 32 lanes at the same one
+//   * progress: threads that wait for others that never come are a fault, not a test that hangs
 //   * metadata: strictly increasing, as the ordered form of mma.sp demands
 //
 // and counted: MMAs, shared memory wavefronts (bank conflicts), copies, barriers. What is not modelled:
@@ -21,6 +22,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -149,6 +151,7 @@ class Emulator {
     if (w.arrived == 0) w.doing = what;
     if (std::strcmp(w.doing, what)) fault("the lanes of a warp are at different instructions");
     const uint64_t generation = w.generation;
+    ++moves_;
     if (++w.arrived == kLanes) {
       execute(w);
       w.arrived = 0, ++w.generation;
@@ -163,6 +166,7 @@ class Emulator {
 
   void barrier() {
     const uint64_t epoch = block_epoch_;
+    ++moves_;
     if (++arrived_ == static_cast<int>(fibers_.size()))
       arrived_ = 0, ++block_epoch_, ++counters.block_barriers;
     else
@@ -249,8 +253,8 @@ class Emulator {
     if (!word.written) fault("read of shared memory that nobody wrote");
     if ((by_warp || word.writer != thread) && !ordered(word.writer, word.write_block, word.write_warp))
       fault("read of another thread's word without a barrier in between");
-    // What a warp reads in one instruction it has read when the instruction is over, so its own later
-    // writes need no barrier; what a lane reads by itself is another lane's to wait for.
+    // The reads of a warp's instruction are all its lanes': by PTX's memory model it orders none of
+    // them before another lane's later write. Only a barrier does.
     const int who = by_warp ? warp_reader() : thread;
     const bool alone = word.reader == kNobody || word.read_block != block_epoch_ || word.reader == who;
     word.reader = alone ? who : kSeveral;
@@ -262,8 +266,10 @@ class Emulator {
     if (word.written && word.writer != thread &&
         !ordered(word.writer, word.write_block, word.write_warp))
       fault("two threads write a word without a barrier in between");
-    const bool mine = word.reader == kNobody || word.reader == thread || word.reader == warp_reader();
-    const int reader = word.reader >= 0 ? word.reader : -kLanes;  // several, or a warp: of no one warp
+    const bool mine = word.reader == kNobody || word.reader == thread;
+    const int reader = word.reader <= kFirstWarp ? (kFirstWarp - word.reader) * kLanes
+                       : word.reader == kSeveral ? -kLanes  // of no one warp
+                                                 : word.reader;
     if (!mine && !ordered(reader, word.read_block, word.read_warp))
       fault("write to a word that others read without a barrier in between");
   }
@@ -282,6 +288,7 @@ class Emulator {
     for (Fiber& f : fibers_) f.started = f.done = false, f.groups.clear(), f.open.clear(), f.loads = 0;
     arrived_ = 0;
     const int warps = static_cast<int>(warps_.size());
+    std::vector<bool> stuck(warps);  // warps that got nowhere since any last did
     for (;;) {
       int running = 0;
       for (int turn = 0; turn < warps; ++turn) {
@@ -289,16 +296,31 @@ class Emulator {
         const int w = random_ ? static_cast<int>(draw() % warps) : turn;
         const int passes = random_ ? 1 + static_cast<int>(draw() % 64) : 1;
         const int shift = random_ ? static_cast<int>(draw() % kLanes) : 0;
+        const uint64_t before = moves_;
         for (int pass = 0; pass < passes; ++pass)
           for (int l = 0; l < kLanes; ++l) {
             const int t = w * kLanes + (l + shift) % kLanes;
             if (t < threads && !fibers_[t].done) resume(t);
             if (!fault_.empty()) return false;
           }
+        if (moves_ == before)
+          stuck[w] = true;
+        else
+          stuck.assign(warps, false);
       }
       for (const Fiber& f : fibers_) running += !f.done;
       if (running == 0) return true;
+      if (std::find(stuck.begin(), stuck.end(), false) == stuck.end()) return deadlock(running);
     }
+  }
+
+  bool deadlock(int waiting) {
+    char text[200];
+    std::snprintf(text, sizeof text,
+                  "block (%d, %d): deadlock, %d of %zu threads wait for others that never come", block_x,
+                  block_y, waiting, fibers_.size());
+    fault_ = text;
+    return false;
   }
 
   uint64_t draw() {
@@ -309,7 +331,7 @@ class Emulator {
   static void begin() {
     Emulator& e = here();
     e.body_();
-    e.fibers_[e.thread].done = true;
+    e.fibers_[e.thread].done = true, ++e.moves_;
     for (;;) e.yield();
   }
   void yield() {
@@ -339,6 +361,7 @@ class Emulator {
   std::string fault_;
   jmp_buf scheduler_;
   uint64_t random_ = 0, block_epoch_ = 1;
+  uint64_t moves_ = 0;  // arrivals and ends: what a fiber does once it no longer waits
   int arrived_ = 0;
   bool late_ = false;
 };

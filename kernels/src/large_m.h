@@ -14,10 +14,13 @@
 
 namespace edgekd {
 
-template <int features_, int tokens_, int warp_tokens_, int slabs_, int stages_>
+// The dense twin's slabs are larger. It has a stage count of its own, so that a multiprocessor's shared
+// memory holds as many blocks of either kind. `blocks`: registers for that many, 1 where it needs no word.
+template <int features_, int tokens_, int warp_tokens_, int slabs_, int stages_, int dense_stages_,
+          int blocks_>
 struct LargeM {
   static constexpr int kFeatures = features_, kTokens = tokens_, kWarpTokens = warp_tokens_;
-  static constexpr int kSlabs = slabs_, kStages = stages_;
+  static constexpr int kSlabs = slabs_, kBlocks = blocks_;
   static constexpr int kK = kSlabs * kSlab;
   static constexpr int kFeatureWarps = kFeatures / kSlab;
   static constexpr int kThreads = kFeatureWarps * (kTokens / kWarpTokens) * kLanes;
@@ -26,12 +29,14 @@ struct LargeM {
   static_assert(kFeatures % kSlab == 0 && kTokens % kWarpTokens == 0, "whole warps");
   static_assert(kWarpTokens % kTileTokens == 0, "an MMA has 8 tokens");
   static_assert(kSlabs == 1 || kSlabs == 2, "token_offset knows rows of 64 and 128 bytes");
-  static_assert(kStages >= 2, "something must be in flight");
+  static_assert(stages_ >= 2 && dense_stages_ >= 2, "something must be in flight");
 
+  template <class Weights>
+  static constexpr int kStages = Weights::kSlabBytes == kSparseSlabBytes ? stages_ : dense_stages_;
   template <class Weights>
   static constexpr int kWeightBytes = kFeatureWarps * kSlabs * Weights::kSlabBytes;
   template <class Weights>
-  static constexpr int kSharedBytes = kStages * (kWeightBytes<Weights> + kTokenBytes);
+  static constexpr int kSharedBytes = kStages<Weights> * (kWeightBytes<Weights> + kTokenBytes);
 };
 
 // `bytes` of consecutive 16-byte chunks, shared out over the block's threads.
@@ -45,7 +50,8 @@ EDGEKD_DEVICE void each_chunk(Copy copy) {
 
 template <class Tile, class Weights, Output output>
 EDGEKD_DEVICE void large_m(EDGEKD_GEMM_PARAMETERS) {
-  constexpr int kGroups = Tile::kGroups, kStages = Tile::kStages, kSlabs = Tile::kSlabs;
+  constexpr int kGroups = Tile::kGroups, kSlabs = Tile::kSlabs;
+  constexpr int kStages = Tile::template kStages<Weights>;
   constexpr int kWeightBytes = Tile::template kWeightBytes<Weights>;
   constexpr int kStageBytes = kWeightBytes + Tile::kTokenBytes;
   constexpr int kRowChunks = Tile::kK / kVectorBytes;

@@ -13,7 +13,10 @@ extern "C" int edgekd_gemm_s8(const edgekd_gemm* gemm, void* stream, char* messa
   cudaError_t error = cudaGetDevice(&device);
   if (!error)
     error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error) return say(EDGEKD_LAUNCH_FAILED, "no CUDA device: %s", cudaGetErrorString(error));
+  if (error) {
+    cudaGetLastError();
+    return say(EDGEKD_LAUNCH_FAILED, "no CUDA device: %s", cudaGetErrorString(error));
+  }
   int status = EDGEKD_OK;
   const Instance* instance = find(g, multiprocessors, &status, say);
   if (instance == nullptr) return status;
@@ -24,11 +27,14 @@ extern "C" int edgekd_gemm_s8(const edgekd_gemm* gemm, void* stream, char* messa
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, instance->shared_bytes);
   if (!error) {
     const dim3 grid(n / instance->features, (m + instance->tokens - 1) / instance->tokens);
-    instance->kernel<<<grid, instance->threads, instance->shared_bytes,
-                       static_cast<cudaStream_t>(stream)>>>(g.x, g.weights, g.scale, g.bias, g.extra, m, n,
-                                                            k, g.y);
-    error = cudaGetLastError();
+    cudaLaunchConfig_t how = {};
+    how.gridDim = grid, how.blockDim = dim3(instance->threads);
+    how.dynamicSmemBytes = instance->shared_bytes, how.stream = static_cast<cudaStream_t>(stream);
+    // Its own status, not cudaGetLastError's: that may be of an earlier call, and not one of ours.
+    error = cudaLaunchKernelEx(&how, instance->kernel, g.x, g.weights, g.scale, g.bias, g.extra, m, n, k,
+                               g.y);
   }
   if (!error) return EDGEKD_OK;
+  cudaGetLastError();  // said below; left behind, it would be held against the caller's next launch
   return say(EDGEKD_LAUNCH_FAILED, "%s: %s", instance->name, cudaGetErrorString(error));
 }

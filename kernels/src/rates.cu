@@ -68,5 +68,6 @@ extern "C" int edgekd_raw_rate(int kind, double* multiply_adds_per_second) {
     if (!error && rate > *multiply_adds_per_second) *multiply_adds_per_second = rate;
   }
   cudaFree(sink);
+  if (error) cudaGetLastError();  // told by the status; left behind, it would fail the next launch
   return error ? EDGEKD_LAUNCH_FAILED : EDGEKD_OK;
 }

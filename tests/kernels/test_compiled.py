@@ -10,8 +10,25 @@ from types import ModuleType
 
 import pytest
 
+from edgekd.sparse_gemm import OUTPUTS
+from kernels.test_cubins import LAUNCHES
+
 BENCH = Path(__file__).parents[2] / "bench" / "kernels"
 BUDGET = Path(__file__).parents[2] / "kernels" / "budget.json"
+# Blocks that a multiprocessor holds at once, of the sparse kernel and of its dense twin. Where they
+# differ it is by registers: two slabs read ahead are 64 of them dense and 40 sparse.
+BLOCKS = {
+    "small_t8": (2, 2),
+    "small_t24": (2, 1),
+    "small_t40": (3, 2),
+    "small_t64": (4, 4),
+    "large_64x128": (3, 3),
+    "large_128x64": (4, 4),
+    "large_128x128": (2, 2),
+    "large_256x128": (1, 1),
+}
+# The one tile whose shared memory allows more on Hopper, where 6 registers then part the two.
+BLOCKS_ON_HOPPER = {"large_64x128": (4, 3)}
 LISTING = """
 .text.sparse_tiny_s8:
         /*0000*/                   IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28] ;
@@ -99,3 +116,29 @@ def test_the_budget_has_no_spills_and_all_kernels() -> None:
             assert allowed["loop_mmas"] % 4 == 0, name
             twin = name.replace("sparse_", "dense_")
             assert kernels[twin]["loop_mmas"] == (1 if twin == name else 2) * allowed["loop_mmas"]
+
+
+def blocks(sm: str, threads: int, registers: int, shared_bytes: int) -> int:
+    """Blocks a multiprocessor holds: CUDA's guide, technical specifications by compute capability.
+
+    65,536 registers, given to 4 warps at a time, 8 to a thread; shared memory, of which each block
+    takes 1 KiB more than it asks for; warps.
+    """
+    kib, most_warps = {"sm_80": (164, 64), "sm_87": (164, 48), "sm_90": (228, 64)}[sm]
+    warps = threads // 32
+    by_registers = 65536 // (-(-registers // 8) * 8 * 32) // 4 * 4 // warps
+    return min(by_registers, kib * 1024 // (shared_bytes + 1024), most_warps // warps)
+
+
+def test_a_multiprocessor_holds_as_many_blocks_of_a_kernel_as_of_its_twin() -> None:
+    """Else "sparse against dense" would compare how full a multiprocessor is."""
+    for cubin, kernels in json.loads(BUDGET.read_text()).items():
+        sm = cubin.split()[0]
+        expected = BLOCKS | (BLOCKS_ON_HOPPER if sm == "sm_90" else {})
+        for tile, (threads, *_) in LAUNCHES.items():
+            for output in OUTPUTS:
+                pair = [kernels[f"{kind}_{tile}_{output}"] for kind in ("sparse", "dense")]
+                held = tuple(
+                    blocks(sm, threads, each["registers"], each["shared_bytes"]) for each in pair
+                )
+                assert held == expected[tile], f"{tile} {output} on {cubin}"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgekd import sparse24
+from edgekd.engine import native
 from edgekd.engine.native import Kernels, aligned
 from edgekd.errors import ContractError, EdgekdError, ToolchainError, UnsupportedError
 from kernels import gemms
@@ -135,6 +136,72 @@ def test_metadata_that_is_not_canonical(kernels: Kernels) -> None:
                 values.ctypes.data, metadata.ctypes.data, 64, 64, packed.ctypes.data, *says
             )
         )
+    assert (packed == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "sentence"),
+    [
+        ({"kind": 7}, 6, "kind is 7, expected 0 (sparse) or 1 (dense)"),
+        ({"kind": -1}, 6, "kind is -1, expected 0 (sparse) or 1 (dense)"),
+        ({"output": 9}, 6, "output is 9, expected 0 to 3"),
+        ({"output": -1}, 6, "output is -1, expected 0 to 3"),
+        (None, 1, "gemm is null, expected a pointer"),
+    ],
+)
+@pytest.mark.parametrize("room", [200, 8, 0])
+def test_a_struct_that_no_kernel_can_be_found_for(
+    kernels: Kernels, changes: dict[str, int] | None, status: int, sentence: str, room: int
+) -> None:
+    """In full where there is room, cut where there is little, nowhere where there is none."""
+    m, n, k = SIZES
+    byte = aligned((m, n), np.int8)
+    gemm = native._Gemm(0, 2, m, n, k, *[byte.ctypes.data] * 6, None)
+    for name, value in (changes or {}).items():
+        setattr(gemm, name, value)
+    reference = None if changes is None else ctypes.byref(gemm)
+    message = ctypes.create_string_buffer(b"?" * 200) if room else None
+    assert kernels.library.edgekd_gemm_s8(reference, None, message, room) == status
+    assert not byte.any()
+    if message is not None:
+        assert message.value.decode() == sentence[: room - 1]
+        assert message.raw[room:].strip(b"?") == b"\0"  # of the buffer's own end
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["message", "no message"])
+@pytest.mark.parametrize(
+    ("kind", "changes", "status", "sentence"),
+    [
+        ("sparse", {"values": 0}, 1, "values is null, expected a pointer"),
+        ("sparse", {"metadata": 0}, 1, "metadata is null, expected a pointer"),
+        ("sparse", {"packed": 0}, 1, "packed is null, expected a pointer"),
+        ("dense", {"weights": 0}, 1, "weights is null, expected a pointer"),
+        ("dense", {"packed": 0}, 1, "packed is null, expected a pointer"),
+        (
+            "sparse",
+            {"metadata": 2},
+            2,
+            "metadata is 2 bytes past a multiple of 4, expected 0: align it",
+        ),
+    ],
+)
+def test_what_cannot_be_packed(
+    kernels: Kernels, kind: str, changes: dict[str, int], status: int, sentence: str, told: bool
+) -> None:
+    """0 makes a pointer null, 2 moves it by as many bytes."""
+    values, metadata = sparse24.compress(gemms.random(1, 64, 64).weights)
+    packed = np.full(4096, 7, np.uint8)
+    held = {"values": gemms.at_16(values), "metadata": gemms.at_16(metadata)}
+    if kind == "dense":
+        held = {"weights": np.zeros((64, 64), np.int8)}
+    addresses = {name: each.ctypes.data for name, each in {**held, "packed": packed}.items()}
+    for name, by in changes.items():
+        addresses[name] = addresses[name] + by if by else 0
+    *inputs, out = (address or None for address in addresses.values())
+    message = ctypes.create_string_buffer(200) if told else None
+    pack = getattr(kernels.library, f"edgekd_pack_{kind}")
+    assert pack(*inputs, 64, 64, out, message, 200) == status
+    assert message is None or message.value.decode() == sentence
     assert (packed == 7).all()
 
 
