@@ -43,18 +43,26 @@ def test_a_missing_package_is_a_sentence_with_the_command(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("asked", "found"), [(None, "passive"), ("active", "active")])
-def test_threads_that_wait_leave_their_cores_unless_asked_otherwise(
-    asked: str | None, found: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({}, "3000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, "None"),
+    ],
+)
+def test_threads_that_wait_leave_their_cores_soon_unless_asked_otherwise(
+    asked: dict[str, str], found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It must be set before torch is loaded: OpenMP reads it once."""
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if asked:
-        monkeypatch.setenv("OMP_WAIT_POLICY", asked)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
     code = (
         "import atexit, os, sys\nfrom edgekd.cli import main\n"
-        "atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules))\n"
-        "main()"
+        "said = lambda: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)\n"
+        "atexit.register(said)\nmain()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "targets"], capture_output=True, text=True, check=True
