@@ -55,7 +55,7 @@ class _Cli(click.Group):
 
 
 def _wait_briefly() -> None:
-    """Let a thread of torch that waits spin for a tenth of a millisecond, not for ten, then sleep.
+    """Let a thread of torch that waits spin a tenth of a millisecond, not ten, then sleep.
 
     Beside another busy program the thread it waits for has lost its core, and spinning keeps it
     away: on two cores a training step took three to four times as long as with this. On a quiet
