@@ -1,6 +1,6 @@
 """Every method of compression on the handwritten digits: what each one costs and where it ends.
 
-    python bench/methods/run.py            all rows, and write bench/results/methods.json
+    python bench/methods/run.py            all rows, and write bench/results/methods.json, .md
     python bench/methods/run.py gpusq      only groups so named, and print what comes out
 
 A row is a recipe with a few keys changed, trained from each of several seeds, each with a teacher
@@ -32,9 +32,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import results  # noqa: E402
+import table as page  # noqa: E402
 
 COVERS = ("edgekd.distill",)
 WHAT = (
@@ -324,7 +325,8 @@ def main() -> None:
             "network": NETWORK,
             "rows": rows,
         }
-        print(results.write("methods", "python bench/methods/run.py", COVERS, content))
+        path = results.write("methods", "python bench/methods/run.py", COVERS, content)
+        print(path, page.write(path))
 
 
 if __name__ == "__main__":

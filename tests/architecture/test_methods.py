@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from types import ModuleType
 from typing import Any
@@ -60,3 +61,15 @@ def test_rows_are_held_to_the_first_seed_by_seed(methods: ModuleType) -> None:
         True,
     )
     assert second["kl"] == {"mean": 1.0, "spread": 0.0, "seeds": [1.0, 1.0]}
+
+
+def test_the_table_that_people_read_is_the_result() -> None:
+    page = programs.load("bench/methods/table.py")
+    content = json.loads(page.RESULT.read_text())
+    text = page.RESULT.with_suffix(".md").read_text()
+    assert text == page.markdown(content)
+    assert "too easy to separate methods" in text.splitlines()[0]
+    (line,) = [each for each in text.splitlines() if each.startswith("| INT4 | dense | ")]
+    row = next(row for row in content["rows"] if row["row"] == "INT4")
+    assert f"| {100 * row['accuracy']['mean']:.1f} ± " in line
+    assert f"{row['kl_over_first_row'][0]:.2f}, " in line
