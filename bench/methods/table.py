@@ -27,12 +27,13 @@ def markdown(content: Mapping[str, Any]) -> str:
         f"# Methods on digits: {content['what']}\n\n"
         f"Made by `{content['command']}` on {content['date']}: {content['steps']} steps a stage, "
         f"{seeds} seeds, each with a teacher of its own; ± is one standard deviation over the "
-        "seeds. Rows of a table differ from its first in what they name. The last column is a ratio "
-        "for each seed; it is in bold where all lie on the same side of 1, which is all that "
+        "seeds. Rows of a table differ from its first in what they name. The last column is one "
+        "ratio a seed; it is in bold where all lie on the same side of 1, which is all that "
         f"{seeds} seeds can show. KL and agreement are with the teacher.\n"
     )
     for group, rows in itertools.groupby(content["rows"], lambda row: str(row["group"])):
-        text += f"\n## {group[0].upper()}{group[1:]}\n\n{HEAD}" + "".join(map(_line, rows))
+        name = "GPUSQ" if group == "gpusq" else group.capitalize()
+        text += f"\n## {name}\n\n{HEAD}" + "".join(map(_line, rows))
     return text
 
 
@@ -42,7 +43,7 @@ def _line(row: Mapping[str, Any]) -> str:
         row["row"],
         "2:4" if row["arm"] == "sparse" else "dense",
         _cell(row["accuracy"], 100, ".1f"),
-        _cell(row["kl"], 1000, ".2g"),
+        _cell(row["kl"], 1000, ".3g"),
         _cell(row["agreement"], 100, ".1f"),
         f"**{ratios}**" if row["kl_moves_one_way_in_every_seed"] else ratios,
     ]
