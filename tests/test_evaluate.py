@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd import artifact, evaluate, kinds, target
+from edgekd import artifact, evaluate, kinds, runner, target
 from edgekd.artifact import Artifact
 from edgekd.data import IO
 from edgekd.engine.build import build
@@ -164,6 +164,20 @@ def test_an_onnx_model_is_evaluated_on_its_own_samples(onnx_model: Models, tmp_p
     assert report["recorded"]["largest_difference"] < 1e-6
     assert report["model"]["arm"] == "sparse"
     assert made.results == report
+
+
+def test_what_is_scored_was_run_and_not_read(
+    onnx_model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the recorded answers are not the model's, the score stays and the difference shows."""
+    recorded = {"logits": np.zeros((20, 10), np.float32)}
+    monkeypatch.setattr(runner, "outputs", lambda _: recorded)
+    report = report_of(evaluate.evaluate(onnx_model(), tmp_path / "out"))
+    assert by_name(report)["model"]["agreement"] >= 0.9
+    assert report["recorded"]["compared"] is True
+    assert report["recorded"]["equal"] is False
+    assert report["recorded"]["largest_difference"] > 1
+    assert report["recorded"]["largest_recorded"] == 0
 
 
 def test_an_engine_is_evaluated_with_samples_that_lie_elsewhere(

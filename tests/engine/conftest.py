@@ -6,7 +6,7 @@ One INT8 linear of 64 x 64, a Relu, and a float head of 10 classes; dynamic batc
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,9 @@ def make_model(
     labels: npt.NDArray[np.int64] | None = None,
     arrays: dict[str, Any] | None = None,
     graph: Callable[[onnx.ModelProto], None] = lambda _: None,
+    plan: Callable[[list[dict[str, Any]]], None] = lambda _: None,
     attention_blocks: int = 0,
+    attention_unfused: Sequence[str] = (),
 ) -> Artifact:
     """Make an OnnxModel and its parents.
 
@@ -50,7 +52,9 @@ def make_model(
         labels: Labels of the Samples; default: what the teacher answers.
         arrays: Replaces arrays of the Samples.
         graph: Alters both graphs.
+        plan: Alters the rows of the layer plan.
         attention_blocks: What export counted; the graph has none.
+        attention_unfused: Why further blocks cannot be fused, as export says it.
     """
     random = np.random.default_rng(7)
     weights = {
@@ -76,7 +80,14 @@ def make_model(
     for name, kind in (("trt.onnx", np.float16), ("ort.onnx", np.float32)):
         graphs[name] = _graph(weights, scale, np.dtype(kind), quantized=arm != "fp16")
         graph(graphs[name])
-    return _publish(out, arm, samples, graphs, _layers(arm, head_int8), attention_blocks)
+    rows = _layers(arm, head_int8)
+    plan(rows)
+    counted = {
+        "attention_blocks": attention_blocks,
+        "attention_unfused": list(attention_unfused),
+        "loose_products": 0,
+    }
+    return _publish(out, arm, samples, graphs, rows, counted)
 
 
 def _graph(
@@ -146,7 +157,7 @@ def _publish(
     samples: dict[str, Any],
     graphs: dict[str, onnx.ModelProto],
     layers: list[dict[str, Any]],
-    attention_blocks: int,
+    counted: dict[str, Any],
 ) -> Artifact:
     io = json.dumps(
         {
@@ -177,7 +188,6 @@ def _publish(
         )
         (logits,) = session.run(["logits"], {"x": samples["input.x"]})
         np.savez(work.scratch / "outputs.npz", logits=logits)
-        counted = {"attention_blocks": attention_blocks, "loose_products": 0}
         return {**counted, "quantized": arm != "fp16"}
 
     # What differs between two models of one test must be a part of the question, as in the stages.
@@ -195,6 +205,6 @@ def _publish(
         Question(kinds.SAMPLES, {"arm": arm, "answer": answer}, {"source": student}),
         write_samples,
     )
-    config = {"export": EXPORT, "arm": arm, "answer": [answer, layers, attention_blocks]}
+    config = {"export": EXPORT, "arm": arm, "answer": [answer, layers, counted]}
     parents = {"source": student, "samples": made_samples}
     return artifact.make(out, Question(kinds.ONNX_MODEL, config, parents), write_model)

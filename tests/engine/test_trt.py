@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekd.engine import trt
 from edgekd.engine.layers import Planned, parse_dump, prove
+from edgekd.engine.sparsity import Sparsity
 from edgekd.errors import ArtifactError, ConfigError, ToolchainError, UnsupportedError, install
 
 PROFILES: dict[str, trt.ShapeRange] = {"x": ((1, 64), (8, 64), (64, 64))}
@@ -277,6 +278,40 @@ def test_timings_that_are_taken_are_said_to_be(
     monkeypatch.setattr(tensorrt.IBuilderConfig, "create_timing_cache", readable)
     assert build(tmp_path, int8_linear(), runtime="tensorrt", timing_cache=b"t").timings_given
     assert given == [b"t"]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_sparse_weights_are_allowed_where_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    module = trt.load("tensorrt-rtx")
+    real, flags = module.IBuilderConfig.set_flag, []
+
+    def watched(config: Any, flag: Any) -> None:
+        flags.append(flag)
+        real(config, flag)
+
+    monkeypatch.setattr(module.IBuilderConfig, "set_flag", watched)
+    build(tmp_path, int8_linear(), sparse_weights=asked)
+    assert (module.BuilderFlag.SPARSE_WEIGHTS in flags) is asked
+
+
+def test_sparse_kernels_are_read_from_what_the_builder_says_in_passing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT says them at INFO, which is not kept; TensorRT-RTX never does."""
+    real = trt.new_logger
+
+    def telling(module: Any) -> tuple[Any, trt.Log]:
+        logger, log = real(module)
+        for line in ("Found 3 layer(s) eligible to use", "Chose 2 layer(s) using"):
+            logger.log(module.ILogger.Severity.INFO, f"(Sparsity) {line} sparse tactics")
+        return logger, log
+
+    monkeypatch.setattr(trt, "new_logger", telling)
+    plan = build(tmp_path, int8_linear())
+    assert plan.sparsity == Sparsity(3, 2)
+    assert not any("Sparsity" in line for line in plan.log)
 
 
 def test_what_native_code_prints_goes_to_the_log(

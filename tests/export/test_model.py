@@ -166,6 +166,22 @@ def test_inputs_of_whole_numbers_stay_whole(exported: Students) -> None:
             assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
+def test_at_other_sizes_each_graph_is_allowed_the_noise_of_its_own_type(
+    student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, given = parity.at_other_sizes, []
+
+    def watched(*args: Any) -> Any:
+        *_, noise = args
+        given.append(noise)
+        return real(*args)
+
+    monkeypatch.setattr(parity, "at_other_sizes", watched)
+    found = export(student("mlp"), tmp_path).results["parity"]
+    assert given == [(found["noise"], found["float16_noise"])]
+    assert 0 < found["noise"] < found["float16_noise"] / 100
+
+
 def test_a_teacher_is_exported_in_float(student: Students, tmp_path: Path) -> None:
     teacher = artifact.parent(student("vit"), "teacher", kinds.TEACHER)
     found = export(teacher, tmp_path)

@@ -180,9 +180,16 @@ class TestIntegers:
         found = refused(student("odd"), tmp_path, ContractError)
         assert "stem: integers differ between the two graphs in" in found
 
-    @pytest.mark.parametrize("factor", [1.05, 1.001])
+    @pytest.mark.parametrize(
+        ("name", "factor"), [("head.weight", 1.05), ("head.weight", 1.001), ("norm.weight", 1.001)]
+    )
     def test_a_float_weight_of_the_float16_graph_that_was_altered(
-        self, student: Students, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+        self,
+        student: Students,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+        factor: float,
     ) -> None:
         """Far too little for a comparison of float16 outputs with the student's."""
         real = model.convert_float16
@@ -190,17 +197,17 @@ class TestIntegers:
         def wrong(path: Path, half: Path, *args: Any, **kwargs: Any) -> Any:
             made = real(path, half, *args, **kwargs)
             graph = onnx.load(half)
-            (head,) = (t for t in graph.graph.initializer if t.name == "head.weight")
-            value = onnx.numpy_helper.to_array(head)
-            head.CopyFrom(
-                onnx.numpy_helper.from_array((value * factor).astype(value.dtype), head.name)
+            (tensor,) = (t for t in graph.graph.initializer if t.name == name)
+            value = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array((value * factor).astype(value.dtype), name)
             )
             onnx.save(graph, half)
             return made
 
         monkeypatch.setattr(model, "convert_float16", wrong)
         found = refused(student("odd"), tmp_path, ContractError)
-        assert "head.weight is not ort.onnx's rounded to float16 in trt.onnx (1 such" in found
+        assert f"{name} is not ort.onnx's rounded to float16 in trt.onnx (1 such" in found
 
 
 def test_rounding_to_float16_and_its_ends_count_as_equal() -> None:

@@ -62,6 +62,33 @@ def test_a_baselines_engine_runs_beside_the_candidate(
     assert "same id" not in made.file("verdict.json").read_text()
 
 
+def test_accuracy_to_baseline_is_the_candidates(
+    engines: dict[str, Artifact], out: Path, tmp_path: Path, measured: Bench
+) -> None:
+    old, new = engines["dense"], engines["sparse"]
+    measured({each.id: (1e6, 0.003) for each in engines.values()})
+    directory = accepted(old, out, tmp_path / "b")
+    samples = artifact.parent(old, "samples", kinds.SAMPLES)
+    made = gate.gate(new, out, budgets=ROOMY, scenario=FEW, baseline=directory, samples=samples)
+    (check,) = [c for c in made.results["checks"] if c["name"] == "accuracy_to_baseline"]
+    row = gate.compare_answers(old, new, samples)
+    assert check["found"] == -100 * row["difference"] > 0  # the sparse engine answers worse
+
+
+def test_a_latency_budget_judges_the_candidate_and_not_the_baseline(
+    engines: dict[str, Artifact], out: Path, tmp_path: Path, measured: Bench
+) -> None:
+    old, new = engines["dense"], engines["sparse"]
+    measured({old.id: (1e6, 0.003), new.id: (2e6, 0.003)})
+    directory = accepted(old, out, tmp_path / "b")
+    samples = artifact.parent(old, "samples", kinds.SAMPLES)
+    budgets = ROOMY.model_copy(update={"latency_ms": 1.5})
+    made = gate.gate(new, out, budgets=budgets, scenario=FEW, baseline=directory, samples=samples)
+    (check,) = [c for c in made.results["checks"] if c["name"] == "latency"]
+    assert check["verdict"] == "regress"
+    assert check["found"] == pytest.approx(2.0, rel=0.1)
+
+
 def test_an_engine_that_is_compared_with_itself_is_told_so(
     engines: dict[str, Artifact], out: Path, tmp_path: Path, measured: Bench
 ) -> None:

@@ -143,6 +143,17 @@ def test_an_accuracy_budget_needs_no_latency(engines: dict[str, Artifact], out: 
     )
 
 
+def test_an_engine_that_was_altered_is_refused_though_it_still_runs(
+    engines: dict[str, Artifact], out: Path
+) -> None:
+    graph = engines["dense"].file("model.onnx")
+    content = graph.read_bytes()
+    graph.write_bytes(content + b"\x32\x04more")  # ModelProto.doc_string, field 6 of ONNX's IR
+    with pytest.raises(ArtifactError, match=rf"model\.onnx was altered: {len(content) + 6} bytes"):
+        gate.gate(engines["dense"], out, budgets=Gate(accuracy_drop_points=50.0), scenario=FEW)
+    assert not list(out.glob("accuracy-*"))
+
+
 def test_a_model_that_answers_wrong_regresses(out: Path) -> None:
     labels = np.arange(20) % 10
     right = {"teacher.logits": np.eye(10, dtype=np.float32)[labels]}
