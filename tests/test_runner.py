@@ -12,6 +12,7 @@ import pytest
 from edgekd import artifact, kinds, runner, target
 from edgekd.artifact import Artifact
 from edgekd.data import Arrays
+from edgekd.engine import ort
 from edgekd.engine import runner as engine_runner
 from edgekd.engine.build import build
 from edgekd.errors import ArtifactError, ConfigError, ToolchainError, UnsupportedError
@@ -45,6 +46,27 @@ def test_an_engine_answers_what_its_model_answers(onnx_model: Models, tmp_path: 
     engine = build(model, target.load("cpu"), tmp_path / "out")
     with runner.open(engine) as run, runner.open(model) as reference:
         np.testing.assert_array_equal(run(rows(model))["logits"], reference(rows(model))["logits"])
+
+
+def test_an_engine_is_opened_with_the_options_it_was_built_with(
+    onnx_model: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Spy(ort.Session):
+        def __init__(self, path: Path, session_options: dict[str, Any]) -> None:
+            asked.append(session_options)
+            super().__init__(path, session_options)
+
+    default = ort.options()
+    own = ort.options(threads=default["intra_op_num_threads"] + 1)
+    with monkeypatch.context() as built:
+        built.setattr(ort, "options", lambda *_: own)
+        engine = build(onnx_model(), target.load("cpu"), tmp_path / "out")
+    monkeypatch.setattr(ort, "Session", Spy)
+    runner.open(engine).close()
+    runner.open(onnx_model()).close()  # a graph has none of its own
+    assert asked == [own, default]
 
 
 def test_inputs_are_converted_to_the_engines_type(onnx_model: Models) -> None:

@@ -5,12 +5,17 @@ is no result, so each answer is held against a reference: what ONNX Runtime was 
 at export, where the inputs are those of the engine's own Samples; else the engine's own answers in
 its first repetition, which finds an engine that does not answer the same twice, and no more. The
 report says which it was.
+
+An engine keeps its recorded answers, but not the inputs they answer: those are in its Samples. They
+are looked for by id, beside the engine and beside the Samples that were given, as a Bundle's arms
+are built into folders of their own while their Samples stay together in the Bundle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,15 +54,7 @@ def default_samples(engine: Artifact) -> Artifact | None:
     Raises:
         ArtifactError: They do, and were altered.
     """
-    wanted = engine.manifest.parents.get("samples")
-    for sibling in sorted(engine.path.parent.iterdir()):
-        try:
-            found = artifact.read_manifest(sibling).id
-        except ArtifactError:  # somebody else's directory
-            continue
-        if found == wanted:
-            return artifact.load(sibling, kinds.SAMPLES)
-    return None
+    return _samples_in(engine.path.parent, engine)
 
 
 def choose(engines: Sequence[Artifact], samples: Artifact | None) -> Inputs:
@@ -97,15 +94,27 @@ def choose(engines: Sequence[Artifact], samples: Artifact | None) -> Inputs:
 
 def _reference(engine: Artifact, samples: Artifact, arrays: Arrays) -> Arrays | None:
     """Recorded answers to these inputs; two arms have Samples of their own with equal inputs."""
-    own = samples
+    own: Artifact | None = samples
     if engine.manifest.parents.get("samples") != samples.id:
-        found = default_samples(engine)
-        if found is None:
-            return None
-        own = found
+        own = default_samples(engine) or _samples_in(samples.path.parent, engine)
+    if own is None:
+        return None
     asked = inputs_of(runner.samples(own))
     same = set(asked) == set(arrays) and all(np.array_equal(asked[n], arrays[n]) for n in arrays)
     return runner.outputs(engine) if same else None
+
+
+def _samples_in(folder: Path, engine: Artifact) -> Artifact | None:
+    """The engine's own Samples, where they lie in a folder."""
+    wanted = engine.manifest.parents.get("samples")
+    for path in sorted(folder.iterdir()):
+        try:
+            found = artifact.read_manifest(path).id
+        except ArtifactError:  # somebody else's directory
+            continue
+        if found == wanted:
+            return artifact.load(path, kinds.SAMPLES)
+    return None
 
 
 def _generate(tensor: Tensor, engine: Artifact) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from edgekd.artifact import Artifact
 from edgekd.report.words import (
     NOT_MEASURED,
+    as_at_export,
     digits,
     measure,
     percent,
@@ -73,6 +74,8 @@ def _network(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     elif "relative" in row:
         apart = ", ".join(f"{name} {significant(x)}" for name, x in row["relative"].items())
         parts.append(f"distance to the teacher's outputs as a share of their size: {apart}")
+    if row["who"] == "model":
+        parts.append(f"as at export: {as_at_export(found['recorded'])}")
     return "; ".join(parts)
 
 

@@ -14,7 +14,15 @@ from typing import Any
 
 from edgekd.artifact import Artifact
 from edgekd.report.collection import Collection, anchor
-from edgekd.report.words import NOT_MEASURED, count, percent, points, significant, value
+from edgekd.report.words import (
+    NOT_MEASURED,
+    as_at_export,
+    count,
+    percent,
+    points,
+    significant,
+    value,
+)
 
 MARGIN = 3.0  # percent of the axis kept free at both ends, so that a dot is not cut
 
@@ -144,7 +152,7 @@ def _row(run: Collection, group: Group, place: Callable[[float], float]) -> Row:
         agreement_interval=both("agreement", percent),
         kl=one("kl_nats", _kl),
         kl_interval=both("kl_nats", _kl),
-        recorded=_recorded(report.results["recorded"]) if live else "",
+        recorded=as_at_export(report.results["recorded"]) if live else "",
     )
 
 
@@ -164,16 +172,3 @@ def _how(run: Collection, group: Group) -> tuple[tuple[str, str], ...]:
 def _kl(nats: float) -> str:
     """A divergence; below 10^-9 it is the rounding of float64 and not a number to read."""
     return "< 10⁻⁹" if nats < 1e-9 else significant(nats)
-
-
-def _recorded(found: dict[str, Any]) -> str:
-    """Whether the live outputs are those recorded at export."""
-    if not found["compared"]:
-        return "not compared: other samples than at export"
-    if found["equal"]:
-        return "bit for bit"
-    answers = found["argmax_differ"]
-    if answers is None:
-        return f"up to {significant(found['largest_difference'])} apart"
-    changed = f"{percent(answers)} of answers change" if answers else "no answer changes"
-    return f"up to {significant(found['largest_difference'])} apart, {changed}"

@@ -8,7 +8,7 @@ directory names.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 NOT_MEASURED = "not measured"
@@ -46,6 +46,23 @@ def points(difference: float) -> str:
         else (significant(size_points, 1))
     )
     return text if not difference else f"{'+' if difference > 0 else MINUS}{text}"
+
+
+def as_at_export(recorded: Mapping[str, Any]) -> str:
+    """Whether live outputs are those recorded at export: ``bit for bit``, or how far apart.
+
+    Args:
+        recorded: As an AccuracyReport holds it.
+    """
+    if not recorded["compared"]:
+        return "not compared: other samples than at export"
+    if recorded["equal"]:
+        return "bit for bit"
+    apart = f"up to {significant(recorded['largest_difference'])} apart"
+    share = recorded["argmax_differ"]
+    if share is None:
+        return apart
+    return f"{apart}, {f'{percent(share)} of answers change' if share else 'no answer changes'}"
 
 
 def significant(value: float, digits: int = 2) -> str:

@@ -19,6 +19,7 @@ from tiny import graphs, programs
 
 from edgekd import artifact, kinds, recipe, target
 from edgekd.artifact import Artifact
+from edgekd.bench import inputs
 from edgekd.engine.build import build
 from edgekd.gate import EXIT_CODES
 from edgekd.recipe import Recipe
@@ -148,6 +149,8 @@ def test_every_command_does_what_it_says(
     asked = [latency.manifest.parents[f"engine-{number}"] for number in range(2)]
     assert asked == [engine.id for engine in engines.values()]
     assert latency.manifest.parents["samples"] == samples_of(bundle, "fp16")
+    answers = [row["answers"] for row in latency.read_json("latency.json")["engines"]]
+    assert answers == [inputs.RECORDED] * 2
 
 
 def test_the_verdicts_are_written_and_the_last_is_the_exit_code(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd import artifact, kinds, runner
+from edgekd import artifact, kinds, runner, target
 from edgekd.artifact import Artifact, Question, Work
 from edgekd.bench import inputs
+from edgekd.engine.build import build
 from edgekd.errors import ArtifactError, ConfigError
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import graphs
 
 Engines = Callable[..., Artifact]
 
@@ -63,6 +68,47 @@ def test_arms_with_equal_inputs_keep_their_own_answers(new_engine: Engines) -> N
     assert found[0] is not None
     assert found[1] is not None
     assert not np.array_equal(found[0], found[1])
+
+
+@pytest.fixture
+def built_apart(tmp_path: Path) -> tuple[list[Artifact], list[Artifact]]:
+    """Engines and their Samples as a Bundle's commands leave them: out/ARM, BUNDLE/artifacts."""
+    models = [graphs.make_model(tmp_path / "artifacts", arm=arm) for arm in ("fp16", "sparse")]
+    engines = [
+        build(model, target.load("cpu"), tmp_path / "out" / model.config["arm"]) for model in models
+    ]
+    return engines, [samples_of(model) for model in models]
+
+
+@pytest.mark.parametrize("given", [0, 1])
+def test_arms_built_apart_from_their_samples_still_have_references(
+    built_apart: tuple[list[Artifact], list[Artifact]], given: int
+) -> None:
+    engines, samples = built_apart
+    assert [inputs.default_samples(each) for each in engines] == [None, None]
+    chosen = inputs.choose(engines, samples[given])
+    for engine, reference in zip(engines, chosen.references, strict=True):
+        assert reference is not None
+        np.testing.assert_array_equal(reference["logits"], runner.outputs(engine)["logits"])
+
+
+def test_an_arms_samples_beside_others_are_no_reference_to_other_inputs(
+    built_apart: tuple[list[Artifact], list[Artifact]],
+) -> None:
+    engines, samples = built_apart
+    asked = {"input.x": runner.samples(samples[0])["input.x"] / 2}
+    other = make_samples(samples[0].path.parent, asked)
+    assert inputs.choose(engines, other).references == (None, None)
+
+
+def test_altered_samples_of_another_arm_are_refused(
+    built_apart: tuple[list[Artifact], list[Artifact]],
+) -> None:
+    engines, samples = built_apart
+    with samples[1].file("samples.npz").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ArtifactError, match=r"samples\.npz was altered"):
+        inputs.choose(engines, samples[0])
 
 
 def test_other_inputs_have_no_recorded_answers(engine: Artifact, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,54 @@ def test_without_recorded_answers_later_repetitions_are_held_against_the_first(
     show = once(2, spoil)  # the first round is over
     with pytest.raises(MeasurementError, match="'logits': 64 of 64 answers differ"):
         measure.measure([engine], quick, chosen, where, rounds=2, seed=SEED, keep=keep, show=show)
+
+
+def test_an_answer_other_than_the_recorded_one_ends_the_run(
+    engine: Artifact, quick: Scenario, tmp_path: Path
+) -> None:
+    chosen = inputs.choose([engine], inputs.default_samples(engine))
+    (recorded,) = chosen.references
+    assert recorded is not None
+    wrong = {"logits": recorded["logits"] + np.float32(1000)}
+    where = Target.model_validate(engine.config["target"])
+    keep = tmp_path / "keep"
+    with pytest.raises(MeasurementError, match="'logits': 20 of 20 answers differ from the record"):
+        measure.measure(
+            [engine],
+            quick,
+            replace(chosen, references=(wrong,)),
+            where,
+            rounds=2,
+            seed=SEED,
+            keep=keep,
+        )
+    assert not list((keep / "rounds").glob("*-00"))  # in its first repetition
+
+
+def test_each_repetitions_state_is_looked_at(
+    engine: Artifact, quick: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = f"001-{measure.order(2, 2, SEED)[1][0]:02d}"
+    read = measure._result
+
+    def moved(folder: Path) -> Mapping[str, Any]:
+        result = read(folder)
+        other = {"cpu_model": "another processor"} if folder.name == third else {}
+        return {**result, "state": {**result["state"], **other}}
+
+    monkeypatch.setattr(measure, "_result", moved)
+    words = "required state cpu_model in repetition 3: found another processor, expected "
+    with pytest.raises(MeasurementError, match=words):
+        take([engine], quick, tmp_path / "keep", 2)
+
+
+def test_an_engine_built_on_another_processor_is_refused(
+    engine: Artifact, quick: Scenario, tmp_path: Path
+) -> None:
+    engine.config["device"]["device"] = "another processor"
+    words = "cpu_model in repetition 1: found .*, expected another processor; .* was built on"
+    with pytest.raises(MeasurementError, match=words):
+        take([engine], quick, tmp_path / "keep", 2)
 
 
 def test_an_engine_changed_under_a_running_bench_ends_it(

@@ -14,9 +14,9 @@ import pytest
 
 from edgekd import artifact, kinds, runner
 from edgekd.artifact import Artifact
-from edgekd.bench import inputs, repetition
+from edgekd.bench import device_state, inputs, repetition
 from edgekd.bench.repetition import Clocks
-from edgekd.bench.scenario import Scenario
+from edgekd.bench.scenario import Scenario, Warmup
 from edgekd.data import IO, Arrays
 from edgekd.errors import ArtifactError, MeasurementError
 from edgekd.runner import Batched
@@ -196,6 +196,31 @@ def test_a_job_writes_times_and_answers_and_returns_the_state(job: Job, engine: 
     with np.load(folder / "answers.npz") as answers:
         np.testing.assert_allclose(answers["logits"], runner.outputs(engine)["logits"], atol=1e-4)
     assert state["steal_ticks"] >= 0
+
+
+def test_a_job_warms_up_reads_the_state_twice_and_keeps_the_last_gpu_times(
+    job: Job, engine: Artifact, quick: Scenario, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []  # each query's number stands for its time on the GPU
+
+    def count(x: Arrays) -> Arrays:
+        asked.append(len(asked))
+        return opened(x)
+
+    opened = runner.open(engine)
+    run = Batched(count, {"x": np.dtype(np.float32)}, 1, 8, close=opened.close)
+    monkeypatch.setattr(repetition, "_open", lambda *_: (run, asked))
+    ticks = iter([(100, 1), (300, 4)])
+    now = device_state.read
+    monkeypatch.setattr(device_state, "read", lambda to: {**now(to), "cpu_ticks": next(ticks)})
+    scenario = quick.model_copy(update={"warmup": Warmup(queries=5, seconds=0.0)})
+    folder = job(scenario=scenario.model_dump(mode="json"))
+    state = repetition.run_job(folder)
+    # One query to learn the shapes, 5 to warm up, 64 that count.
+    assert len(asked) == 1 + 5 + 64
+    with np.load(folder / "times.npz") as times:
+        assert times["gpu_ns"].tolist() == list(range(6, 70))
+    assert (state["ticks"], state["steal_ticks"]) == (200, 3)
 
 
 def test_a_wrong_answer_of_a_real_engine_is_refused(job: Job) -> None:

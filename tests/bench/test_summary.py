@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from edgekd.artifact import Artifact, Question, Work
 from edgekd.bench import bench, device_state, inputs, measure, summary
 from edgekd.bench.scenario import Scenario
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny import reports
+
 OFFLINE = Scenario(name="o", scenario="Offline", batch=8, queries=64, repetitions=9)
 
 
@@ -19,6 +24,39 @@ def independent() -> np.ndarray:
     """Nine repetitions of the numbers 1000 to 1099, each in another order."""
     random = np.random.default_rng(3)
     return np.array([1000 + random.permutation(100) for _ in range(9)], np.int64)
+
+
+def documented(
+    engine: Artifact,
+    scenario: Scenario,
+    wall_ns: list[np.ndarray],
+    last: dict[str, Any] = reports.STATE,
+    **changes: Any,
+) -> dict[str, Any]:
+    """The document of an engine measured beside itself, its last repetition in a state `last`."""
+    count, rounds = len(wall_ns), len(wall_ns[0])
+    states = [[reports.STATE] * (count + 1) for _ in range(rounds)]
+    states[-1][-1] = last
+    taken: dict[str, Any] = {
+        "wall_ns": np.stack(wall_ns),
+        "gpu_ns": None,
+        "null_ns": wall_ns[0] // 100,
+        "states": states,
+        "seed": 0,
+        "order": measure.order(count + 1, rounds, 0),
+        "resumed": [],
+        "references": [inputs.RECORDED] * count,
+    }
+    config = {
+        "protocol": "p",
+        "scenario": scenario.model_dump(mode="json"),
+        "target": bench.common_target([engine]).as_json(),
+        "where": {},
+        "started": "now",
+    }
+    engines, chosen = [engine] * count, inputs.choose([engine], None)
+    measured = measure.Measured(**{**taken, **changes})
+    return summary.document(engines, scenario, chosen, measured, config)
 
 
 def test_percentiles_bounds_and_rate_of_independent_queries(
@@ -128,32 +166,43 @@ def test_the_null_row_is_the_median_of_medians(independent: np.ndarray) -> None:
     assert summary.null_row(independent)["estimate"] == 1049.0
 
 
+def test_every_ratio_is_to_the_first_engine(
+    independent: np.ndarray, quick: Scenario, engine: Artifact
+) -> None:
+    times = [factor * independent for factor in (4, 2, 1)]
+    rows = documented(engine, quick, times)["engines"]
+    assert "ratio_to_first" not in rows[0]
+    for row, ratio in zip(rows[1:], (0.5, 0.25), strict=True):
+        assert row["ratio_to_first"]["p90"]["estimate"] == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(
+    ("locked", "machine"),
+    [(True, device_state.CONTROLLED), (False, device_state.UNCONTROLLED)],
+)
+def test_a_machine_is_controlled_only_in_all_repetitions(
+    independent: np.ndarray, quick: Scenario, engine: Artifact, locked: bool, machine: str
+) -> None:
+    last = {**reports.STATE, "cpu_clock_locked": locked}
+    found = documented(engine, quick, [independent], last=last)
+    assert found["machine"] == machine
+
+
 def test_a_gpu_has_its_own_times_and_a_costly_harness_is_told(
     independent: np.ndarray, quick: Scenario, engine: Artifact
 ) -> None:
-    where = bench.common_target([engine])
-    state = device_state.read(where)
-    measured = measure.Measured(
-        wall_ns=np.stack([independent, independent]),
-        gpu_ns=np.stack([independent // 2, independent // 2]),
+    found = documented(
+        engine,
+        quick,
+        [independent, independent],
+        gpu_ns=np.stack([independent // 2, independent // 4]),
         null_ns=independent // 4,
-        states=[[device_state.during(state, state)] * 3] * 9,
-        seed=0,
-        order=measure.order(3, 9, 0),
         resumed=[4],
         references=[inputs.RECORDED, inputs.OWN],
     )
-    config = {
-        "protocol": "p",
-        "scenario": quick.model_dump(mode="json"),
-        "target": where.as_json(),
-        "where": {},
-        "started": "now",
-    }
-    chosen = inputs.choose([engine], None)
-    found = summary.document([engine, engine], quick, chosen, measured, config)
     first, second = found["engines"]
     assert first["gpu"]["percentiles"]["p90"]["estimate"] == 544.0
+    assert second["gpu"]["percentiles"]["p90"]["estimate"] == 272.0
     assert second["ratio_to_first"]["p50"]["estimate"] == 1.0
     assert [row["answers"] for row in found["engines"]] == [inputs.RECORDED, inputs.OWN]
     assert found["resumed_before_rounds"] == [4]

@@ -26,6 +26,13 @@ MEASURED: dict[str, Any] = {
     "agreement_interval": [0.957, 0.995],
     "relative": {"logits": 0.02},
 }
+EQUAL = {
+    "compared": True,
+    "equal": True,
+    "largest_difference": 0.0,
+    "largest_recorded": 9.0,
+    "argmax_differ": 0.0,
+}
 NOTHING = {name: None for name in MEASURED}
 
 
@@ -35,6 +42,7 @@ def accuracy_report(out: Path, **changes: Any) -> Artifact:
         "metric": "top-1",
         "not_measured": None,
         "model": {"kind": "Engine", "arm": "sparse"},
+        "recorded": EQUAL,
         "rows": [{"who": "teacher", "top1": 0.96, "top1_interval": [0.92, 0.98]}, MEASURED],
         **changes,
     }
@@ -50,8 +58,27 @@ def test_a_network_has_accuracy_difference_and_agreement(tmp_path: Path) -> None
     assert told.accuracy(accuracy_report(tmp_path)) == [
         "teacher, recorded: top-1 96.0% (92.0% to 98.0%) of 200 samples",
         "Engine sparse, run live: top-1 95.0% (91.0% to 97.0%) of 200 samples; \u22121.0 points to "
-        "the teacher (\u22123.0 to +0.5); agreement 98.5% (95.7% to 99.5%)",
+        "the teacher (\u22123.0 to +0.5); agreement 98.5% (95.7% to 99.5%); as at export: bit for "
+        "bit",
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"argmax_differ": 0.015}, "up to 0.031 apart, 1.5% of answers change"),
+        ({"argmax_differ": 0.0}, "up to 0.031 apart, no answer changes"),
+        ({"argmax_differ": None}, "up to 0.031 apart"),
+        ({"compared": False}, "not compared: other samples than at export"),
+    ],
+)
+def test_answers_that_are_not_those_of_the_export_are_told(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    recorded = {**EQUAL, "equal": False, "largest_difference": 0.0312, **changes}
+    teacher, model = told.accuracy(accuracy_report(tmp_path, recorded=recorded))
+    assert model.endswith(f"; as at export: {words}")
+    assert "export" not in teacher
 
 
 def test_what_was_not_measured_says_why(tmp_path: Path) -> None:
