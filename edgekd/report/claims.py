@@ -1,9 +1,10 @@
 """What is claimed of a run, and how far each claim is shown: the heart of the page.
 
 Four states, and no fifth. *Proven*: checked on the very file that ships. *Evidence*: seen on
-something that stands in for it (another runtime, a sample that cannot exclude the opposite). *Not
-measured*: nobody looked, with the reason. *Failed*: looked at and found otherwise. A claim may hold
-on one file and be unmeasured on another, so it is made of findings, one for each state and text.
+something that stands in for it (another runtime, a sample that cannot exclude the opposite), or in
+part. *Not measured*: nobody looked, with the reason. *Failed*: looked at and found otherwise, which
+need not be a defect: 2:4 may be no faster. A claim may hold on one file and be unmeasured on
+another, so it is made of findings, one for each state and text.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from edgekd.report import findings, measured
+from edgekd.report import engines, findings, measured
 from edgekd.report.collection import Collection
 from edgekd.report.findings import Finding, State
 
@@ -38,6 +39,11 @@ class Claim:
     def states(self) -> set[State]:
         """States of its findings."""
         return {finding.state for finding in self.findings}
+
+    @property
+    def broken(self) -> bool:
+        """Whether it failed where that is no legal answer."""
+        return any(finding.state == "failed" and not finding.aside for finding in self.findings)
 
 
 def claims(run: Collection) -> list[Claim]:
@@ -70,13 +76,13 @@ def claims(run: Collection) -> list[Claim]:
             "every planned layer runs in INT8",
             "The engine's own layer table shows a gemm or convolution with an Int8 weight and an "
             "Int8 input. Outputs alone cannot show it: a widened weight gives the same numbers.",
-            findings.int8(run),
+            engines.int8(run),
         ),
         _claim(
             "Attention is fused",
             "attention is fused",
             "One kernel for each attention block, and neither a softmax nor a batched gemm left.",
-            findings.attention(run),
+            engines.attention(run),
         ),
         _claim(
             "Accuracy is kept",
@@ -90,7 +96,7 @@ def claims(run: Collection) -> list[Claim]:
             "sparse kernels are chosen",
             "TensorRT times sparse and dense kernels and takes the faster; weights that are 2:4 "
             "make a layer eligible, no more.",
-            findings.sparse_kernels(run),
+            engines.sparse_kernels(run),
         ),
         _claim(
             "Latency",

@@ -29,11 +29,20 @@ class Where:
 
 @dataclass(frozen=True)
 class Finding:
-    """One answer to a claim: its state, what was looked at, how, and the numbers."""
+    """One answer to a claim: its state, what was looked at, how, and the numbers.
+
+    Attributes:
+        state: How far the claim is shown.
+        on: What was looked at.
+        text: How, and the numbers.
+        aside: What the verdict says of it where the state alone would say too much: the claim holds
+            in part, or it does not hold and nothing is broken, as where dense kernels were faster.
+    """
 
     state: State
     on: tuple[Where, ...]
     text: str
+    aside: str = ""
 
 
 def masks(run: Collection) -> Iterable[Finding]:
@@ -132,100 +141,6 @@ def _parity_text(found: dict[str, Any]) -> str:
         f"own outputs by {significant(found['noise'])}, and by "
         f"{significant(found['float16_noise'])} in float16."
     )
-
-
-def int8(run: Collection) -> Iterable[Finding]:
-    """Whether the layer tables show every planned layer as an INT8 multiplication."""
-    if run.compressed and not run.quantized:
-        on = tuple(place(run, model) for model in run.compressed)
-        yield unseen("no layer is planned in INT8; the layer table gives each reason", on)
-        return
-    engines = [engine for engine in run.tables if engine.results["planned_int8"]]
-    for engine in engines:
-        done, planned = engine.results["int8"], engine.results["planned_int8"]
-        on = (place(run, engine, "model.plan"),)
-        if done != planned:
-            yield Finding("failed", on, f"Only {done} of {plural(planned, 'planned layer')} do.")
-        else:
-            yield _seen(engine, on, f"{done} of {plural(planned, 'planned layer')} do")
-    yield from _elsewhere(run, engines)
-
-
-def attention(run: Collection) -> Iterable[Finding]:
-    """Whether the layer tables show one kernel for each attention block."""
-    if run.compressed and not any(m.results["attention_blocks"] for m in run.compressed):
-        for model in run.compressed:
-            yield unseen(_no_block(model.results.get("loose_products")), (place(run, model),))
-        return
-    engines = [engine for engine in run.tables if run.arm(engine) != "fp16"]
-    for engine in engines:
-        fused, blocks = engine.results["fused_attention"], engine.results["attention_blocks"]
-        on = (place(run, engine, "model.plan"),)
-        if blocks == 0:
-            yield unseen(_no_block(engine.results.get("loose_products")), on)
-        elif fused != blocks:
-            yield Finding("failed", on, f"Only {fused} of {plural(blocks, 'attention block')} are.")
-        else:
-            yield _seen(engine, on, f"{fused} of {plural(blocks, 'attention block')} are")
-    yield from _elsewhere(run, engines)
-
-
-def _no_block(products: int | None) -> str:
-    """Why nothing is fused; only without a product of two activations is there no attention."""
-    if products == 0:
-        return "the model has no attention block"
-    meet = "" if products is None else f", yet {plural(products, 'product')} of two activations"
-    return f"no attention block was recognised{meet}"
-
-
-def _seen(engine: Artifact, on: tuple[Where, ...], text: str) -> Finding:
-    version = f"{engine.results['runtime']} {engine.config['version']}"
-    if not engine.results["evidence"]:
-        return Finding("proven", on, f"{text}, read from the layer table of {version}.")
-    major, minor = engine.config["target"]["compute_capability"]
-    return Finding(
-        "evidence",
-        on,
-        f"{text}, read from the layer table of {version} for SM{major}{minor}: not TensorRT's "
-        "engine, and never run.",
-    )
-
-
-def _elsewhere(run: Collection, engines: list[Artifact]) -> Iterable[Finding]:
-    """Why a layer table is missing: for each Bundle without an engine, or for the whole run."""
-    seen = {run.target(engine) for engine in engines}
-    away = [bundle for bundle in run.away if run.target(bundle) not in seen]
-    for bundle in away:
-        yield unseen(
-            f"{bundle.config['reason']}; building there, from the Bundle, proves it or refuses",
-            (place(run, bundle),),
-        )
-    if not engines and not away:
-        blind = [engine for engine in run.of("Engine") if run.arm(engine) != "fp16"]
-        where = tuple(place(run, engine) for engine in blind)
-        yield unseen(
-            "ONNX Runtime shows no layer table" if blind else "no engine of a student was built",
-            where,
-        )
-
-
-def sparse_kernels(run: Collection) -> Iterable[Finding]:
-    """Whether TensorRT chose sparse kernels, as its build log says."""
-    here = [engine for engine in run.on_device if run.arm(engine) == "sparse"]
-    for engine in here:
-        said, on = engine.results["sparse_kernels"], (place(run, engine),)
-        if said["eligible"] is None or said["chosen"] is None:
-            yield unseen("the builder's log does not say which kernels are sparse", on)
-        else:
-            text = f"{said['chosen']} of {plural(said['eligible'], 'eligible layer')}"
-            state: State = "proven" if said["chosen"] else "failed"
-            yield Finding(state, on, f"{text} took a sparse kernel, says the builder's log.")
-    for bundle in run.away:
-        stand_in = any(role.startswith("evidence") for role in bundle.manifest.parents)
-        unnamed = "; tensorrt-rtx, which stands in, names no kernels" if stand_in else ""
-        yield unseen(f"{bundle.config['reason']}{unnamed}", (place(run, bundle),))
-    if not here and not run.away:
-        yield unseen("nothing was built for a device with sparse kernels; ONNX Runtime has none")
 
 
 def accuracy(run: Collection) -> Iterable[Finding]:

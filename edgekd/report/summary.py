@@ -69,7 +69,11 @@ def headline(run: Collection, found: list[Claim]) -> Sentence:
     if unseen == len(found):
         return Sentence(STATES.get(worst, ""), gated, "" if gated else "Nothing is shown yet.")
     lost = f"{plural(failed, 'claim')} failed" if failed else "No claim failed"
-    state = "failed" if failed else STATES.get(worst, "")
+    broken = any(claim.broken for claim in found)
+    if failed and not broken:
+        does = "does" if failed == 1 else "do"
+        lost = f"{plural(failed, 'claim')} {does} not hold, which is an answer and no defect"
+    state = "failed" if broken else STATES.get(worst, "")
     return Sentence(state, gated, f"{lost}: {', '.join(stands)}.")
 
 
@@ -81,7 +85,7 @@ def verdict(run: Collection, found: list[Claim]) -> list[Sentence]:
         found: What `claims` gave for them.
     """
     sentences = []
-    if failed := _phrases(found, "failed"):
+    if failed := [claim.phrase for claim in found if claim.broken]:
         text = f"{listed([f'that {phrase}' for phrase in failed])}. Look there first."
         sentences.append(Sentence("failed", "Failed", text))
     gated = gates(run)
@@ -94,9 +98,10 @@ def verdict(run: Collection, found: list[Claim]) -> list[Sentence]:
         sentences.append(Sentence("proven", "Proven", f"{listed(proven)}."))
     if accuracy := _accuracy(run):
         sentences.append(Sentence("", "Accuracy", accuracy))
-    on_plans = ("Every planned layer runs in INT8", "Attention is fused")
-    shown = _phrases([c for c in found if c.name in on_plans], "evidence")
-    if shown:
+    asides = dict.fromkeys(f.aside for claim in found for f in claim.findings if f.aside)
+    if asides:
+        sentences.append(Sentence("", "Not in full", f"{'; '.join(asides)}."))
+    if shown := _on_stand_ins(found):
         sentences.append(Sentence("evidence", "Evidence only", _stand_in(run, shown)))
     unsure = _phrases(
         [c for c in found if c.name == "ONNX Runtime computes the student"], "evidence"
@@ -173,6 +178,17 @@ def _timed(run: Collection, first: timing.Timing) -> Number:
         return Number(title, number, f"{between}; {on}")
     result = first.result(row)["estimate"]
     return Number(what, time(result) if first.percentile else rate(result), on)
+
+
+def _on_stand_ins(found: list[Claim]) -> list[str]:
+    """Phrases of the claims that the layer table of another runtime shows in full."""
+    on_plans = ("Every planned layer runs in INT8", "Attention is fused")
+    return [
+        claim.phrase
+        for claim in found
+        if claim.name in on_plans
+        and any(each.state == "evidence" and not each.aside for each in claim.findings)
+    ]
 
 
 def _stand_in(run: Collection, shown: list[str]) -> str:

@@ -116,19 +116,24 @@ def choices(run: Collection) -> list[ChoiceTable]:
     return [
         ChoiceTable(
             f"{run.name(choice)}, decided by an engine for {run.target(choice)}",
-            tuple(_tried_row(run, row) for row in choice.results["tried"]),
+            tuple(_tried_row(run, choice, row) for row in choice.results["tried"]),
         )
         for choice in run.of("ExportChoice")
     ]
 
 
-def _tried_row(run: Collection, row: Mapping[str, Any]) -> TriedRow:
+def _tried_row(run: Collection, choice: Artifact, row: Mapping[str, Any]) -> TriedRow:
     counted = row["counted"]
+    model = run.manifest(row["model"], choice)
+    # Blocks that no kernel fuses are not counted as expected, yet they are blocks.
+    left = (model.results.get("attention_unfused") if model else None) or []
     return TriedRow(
         way=f"{row['exporter']}, {row['weights']} weights",
         size="" if row["graph_bytes"] is None else size(row["graph_bytes"]),
         int8=f"{counted['int8']} of {counted['planned_int8']}" if counted else "",
-        fused=f"{counted['fused_attention']} of {counted['attention_blocks']}" if counted else "",
+        fused=f"{counted['fused_attention']} of {counted['attention_blocks'] + len(left)}"
+        if counted
+        else "",
         outcome=row["refused"] or "kept",
         anchor=anchor(row["model"]) if run.find(row["model"]) else "",
     )

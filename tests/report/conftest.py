@@ -55,7 +55,7 @@ PARITY = {
 def rows(arm: str, layer: str = "net.fc1") -> list[dict[str, Any]]:
     """A layer plan: 75% of the MACs in `layer`, which is planned, and 25% in the output layer."""
     sparse, int8 = arm == "sparse", arm != "fp16"
-    shape = {"type": "Linear", "node": ""}
+    shape = {"type": "Linear", "node": f"{layer}/MatMul"}
     planned = {"int8": int8, "int8_reason": "" if int8 else "INT8 is off in this arm"}
     planned |= {"sparse": sparse, "sparse_reason": "" if sparse else "2:4 is off in this arm"}
     reasons = {"int8_reason": "output layer: stays in float", "sparse_reason": "n is 3"}
@@ -174,13 +174,20 @@ class Maker:
         return self.make(kinds.EXPORT_CHOICE, config, files, kept)
 
     def engine(
-        self, model: Artifact, target: Mapping[str, Any], runtime: str, **results: Any
+        self,
+        model: Artifact,
+        target: Mapping[str, Any],
+        runtime: str,
+        plan: Sequence[Mapping[str, Any]] | None = None,
+        merged: Sequence[str] = (),
+        **results: Any,
     ) -> Artifact:
         arm, blind = model.config["arm"], runtime == "onnxruntime"
         planned = int(arm != "fp16" and not blind)
         config = {"runtime": runtime, "target": target, "arm": arm, "version": "1.7.1"}
         ran = {
             "layer": "net.fc1",
+            "node": "net.fc1/MatMul",
             "engine_layer": "a+b",
             "type": "gemm",
             "weight_dtype": "Int8",
@@ -188,10 +195,11 @@ class Maker:
             "output_dtype": "Half",
             "int8": True,
         }
+        whole = model.read_json("layers.json") if plan is None else plan
         document = {
             "engine_layers": [] if blind else [{"name": "a+b"}],
-            "ran": [ran] * planned,
-            "planned": model.read_json("layers.json"),
+            "ran": [ran] * planned + [{**ran, "node": node} for node in merged],
+            "planned": whole,
         }
         found = {
             "runtime": runtime,
@@ -230,6 +238,7 @@ class Maker:
         interval: tuple[float, float] = (-0.02, 0.01),
         metric: str = "top-1",
         not_measured: str | None = None,
+        student: Mapping[str, Any] | None = None,
         **recorded: Any,
     ) -> Artifact:
         top1 = {"correct": 178, "top1": 0.89, "top1_interval": [0.84, 0.926]}
@@ -261,6 +270,7 @@ class Maker:
             "intervals": "95%: Wilson",
             "rows": [
                 {"who": "teacher", "source": "recorded", **teacher},
+                *([{"who": "student", **top1, **fidelity, **student}] if student else []),
                 {"who": "model", "source": "run live", **top1, **fidelity},
             ],
             "recorded": {**answers, **recorded},

@@ -34,6 +34,15 @@ def test_every_way_is_a_row_with_its_counts_or_its_reason(made: Made) -> None:
     assert [bool(row.anchor) for row in table.rows] == [False, True]
 
 
+def test_a_block_that_no_kernel_fuses_is_counted_as_a_block(maker: Maker) -> None:
+    student = maker.student(maker.teacher(), "sparse")
+    kept = maker.model(student, attention_unfused=["not fused: a head has 8 features"])
+    (table,) = tables.choices(
+        Collection([student, kept, maker.choice(kept, maker.model(student, layers=3))])
+    )
+    assert [row.fused for row in table.rows] == ["", "2 of 3"]
+
+
 def test_a_graph_that_was_refused_is_no_model_of_the_run(maker: Maker, made: Made) -> None:
     student, kept, refused, choice = made
     assert {each.id for each in Collection([student, refused, kept]).models} == {

@@ -52,6 +52,16 @@ def test_a_proof_of_another_file_has_failed(maker: Maker) -> None:
         assert "The proof is of ort.onnx bbbbbbbbbbbb, the file here is " in claim.findings[0].text
 
 
+def test_either_file_may_be_another_than_the_proven_one(maker: Maker) -> None:
+    proven = graph(maker).results["graph_sha256"]
+    for name in ("trt.onnx", "ort.onnx"):
+        result = found(graph(maker, graph_sha256={**proven, name: "a" * 64}))
+        for claim in (result[MASK], result[INTEGERS], result[PARITY]):
+            ((state, text),) = told(claim)
+            assert state == "failed"
+            assert text.startswith(f"The proof is of {name} aaaaaaaaaaaa, the file here is ")
+
+
 def test_a_proof_that_covers_less_than_the_plan_has_failed(maker: Maker) -> None:
     result = found(graph(maker, layers_sparse=0, layers_int8=2))
     assert told(result[MASK]) == [("failed", "0 layers proven, 1 planned in layers.json.")]
@@ -136,7 +146,11 @@ def test_sparse_kernels_are_what_the_builders_log_says(maker: Maker) -> None:
         model, A100, "tensorrt", sparse_kernels={"eligible": 12, "chosen": 0, "layers": []}
     )
     assert told(found(model, dense)[SPARSE]) == [
-        ("failed", "0 of 12 eligible layers took a sparse kernel, says the builder's log.")
+        (
+            "failed",
+            "0 of 12 eligible layers took a sparse kernel, says the builder's log. Elsewhere a "
+            "dense kernel was timed as faster: an answer, and no defect.",
+        )
     ]
     mute = maker.engine(
         model, A100, "tensorrt", sparse_kernels={"eligible": None, "chosen": None, "layers": []}
@@ -212,6 +226,16 @@ def test_accuracy_is_judged_by_its_interval(maker: Maker) -> None:
         assert found_state == state
         assert words in text
         assert "89.0% of 200 samples right; the teacher's answer on 97.0%." in text
+
+
+def test_accuracy_is_that_of_what_ships_and_not_of_the_student_in_torch(maker: Maker) -> None:
+    model = graph(maker)
+    in_torch = {"correct": 199, "top1": 0.995, "difference": 0.095, "agreement": 0.5}
+    in_torch |= {"difference_interval": [0.05, 0.12]}
+    ((state, text),) = told(found(model, maker.accuracy(model, student=in_torch))[ACCURACY])
+    assert state == "evidence"
+    assert text.startswith("\u22121.0 points, 95% interval \u22122.0 to +1.0: a loss above 2.0 ")
+    assert "89.0% of 200 samples right; the teacher's answer on 97.0%." in text
 
 
 def test_equal_findings_are_told_once(maker: Maker) -> None:

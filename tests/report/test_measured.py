@@ -56,6 +56,26 @@ def test_a_controlled_device_with_its_bound_is_proof(maker: Maker) -> None:
     assert finding.text == "one-by-one, p90 of a query: 2:4 INT8 400 µs (400 to 400 µs)."
 
 
+def test_a_cpu_number_is_evidence_even_where_its_clock_is_locked(maker: Maker) -> None:
+    models, engines = arms(maker)
+    times = samples([400, 200], scenario(), spread=0)
+    (finding,) = found(*models, *engines, latency(maker, engines, times, state=LOCKED))
+    assert finding.state == "evidence"
+    assert "ncontrolled" not in finding.text
+    assert finding.text.endswith(" Stands for no GPU: ONNX Runtime uses no 2:4.")
+
+
+def test_a_withheld_bound_is_evidence_on_a_controlled_device(maker: Maker) -> None:
+    models, _ = arms(maker)
+    engine = maker.engine(models[1], A100, "tensorrt")
+    times = samples([400], scenario(), spread=0)
+    times = times * np.linspace(1, 3, times.shape[-1])  # queries that depend on one another
+    report = latency(maker, [engine], times.astype(np.int64), state=LOCKED)
+    (finding,) = found(models[1], engine, report)
+    assert finding.state == "evidence"
+    assert finding.text.endswith(" Upper bounds withheld for 2:4 INT8.")
+
+
 def test_a_rate_is_told_in_samples_a_second(maker: Maker) -> None:
     models, engines = arms(maker)
     report = latency(maker, engines, samples([400, 200], offline(), spread=0), offline())
