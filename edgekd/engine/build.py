@@ -275,14 +275,16 @@ def _build_plan(
 def _shown(results: Mapping[str, Any]) -> str:
     """What a layer table showed, by its counts: nothing is said of what was not counted."""
     blocks, fused = results["attention_blocks"], results["fused_attention"]
+    left = len(results["attention_unfused"])
     weights = "no layer was planned in INT8"
     if planned := results["planned_int8"]:
         weights = f"kept Int8 weights in {results['int8']} of {planned} planned layers"
     if fused > blocks:  # in an arm without INT8, which is not judged
         return f"{weights}, {fused} fused attention kernels for {blocks} recognised blocks"
-    if not blocks:
+    if not blocks + left:
         return f"{weights}, and no attention block was recognised in it"
-    return f"{weights}, fused attention in {fused} of {blocks} blocks"
+    unfused = f", no kernel fuses {left} of them" if left else ""
+    return f"{weights}, fused attention in {fused} of {blocks + left} blocks{unfused}"
 
 
 @contextlib.contextmanager

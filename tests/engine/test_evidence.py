@@ -111,6 +111,18 @@ def test_a_block_stays_unfused_only_where_export_named_it(
     engine = evidence(named, A100, tmp_path / "out")
     assert engine.results["fused_attention"] == 1
     assert engine.results["attention_unfused"] == ["not fused: its scores have no Softmax"]
+    said = engine.results["means"]
+    assert "fused attention in 1 of 2 blocks, no kernel fuses 1 of them; it proves" in said
+
+
+def test_blocks_that_are_all_unfused_are_not_told_as_none(
+    onnx_model: Models, tmp_path: Path
+) -> None:
+    named = ["not fused: its scores have no Softmax"]
+    options = {"attention_blocks": 0, "attention_unfused": named}
+    model = onnx_model(graph=with_attention("Relu"), **options)
+    engine = evidence(model, A100, tmp_path / "out")
+    assert "attention in 0 of 1 blocks, no kernel fuses 1 of them" in engine.results["means"]
 
 
 @pytest.mark.parametrize(
