@@ -208,3 +208,11 @@ def _publish(
     config = {"export": EXPORT, "arm": arm, "answer": [answer, layers, counted]}
     parents = {"source": student, "samples": made_samples}
     return artifact.make(out, Question(kinds.ONNX_MODEL, config, parents), write_model)
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No index is asked for wheels: a Bundle without them is made as well."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")

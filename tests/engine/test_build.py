@@ -23,14 +23,7 @@ Models = Callable[..., Artifact]
 CPU = target.load("cpu")
 A100 = target.load("a100-sxm4-80gb-trt11.4")
 ORIN = target.load("jetson-agx-orin-64gb-jp6.2")
-
-
-@pytest.fixture(autouse=True)
-def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here asks an index for wheels: a Bundle without them is made as well."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 def altered_target(tmp_path: Path, **facts: Any) -> target.Target:

@@ -24,14 +24,7 @@ from edgekd.errors import ContractError, UnsupportedError
 
 Models = Callable[..., Artifact]
 ORIN = target.load("jetson-agx-orin-64gb-jp6.2")
-
-
-@pytest.fixture(autouse=True)
-def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test here asks an index for wheels: a Bundle without them is made as well."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", "")
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 class Driver:
