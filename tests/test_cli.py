@@ -81,6 +81,33 @@ def test_an_error_is_one_line_on_stderr_and_exit_3(monkeypatch: pytest.MonkeyPat
     assert done.stderr == "edgekd: recipe 'x': no\n"
 
 
+@pytest.mark.parametrize(
+    ("arms", "options", "trained"),
+    [
+        ('["dense"]', [], "dense"),
+        ('["dense", "sparse"]', [], "sparse"),
+        ('["dense", "sparse"]', ["--no-sparsity"], "dense"),
+        ('["sparse"]', [], "sparse"),
+    ],
+)
+def test_the_one_student_is_of_an_arm_that_the_recipe_has(
+    arms: str, options: list[str], trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "r.toml").write_text(
+        f'name = "r"\narms = {arms}\n[teacher]\nmodel = "hf:c.json"\n'
+        '[data]\nsource = "random"\n[distill]\nsteps = 0\n'
+    )
+    asked: list[str] = []
+
+    def distil(_recipe: object, _out: Path, arm: str) -> None:
+        asked.append(arm)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("edgekd.distill.student.distill", distil)
+    done = CliRunner().invoke(main, ["distill", str(tmp_path / "r.toml"), *options])
+    assert (done.exit_code, asked) == (3, [trained]), done.stderr
+
+
 def test_a_wrong_command_line_is_exit_2() -> None:
     assert CliRunner().invoke(main, ["build"]).exit_code == 2
     assert CliRunner().invoke(main, ["no-such-verb"]).exit_code == 2

@@ -118,7 +118,7 @@ def compress(recipe_name: str, no_sparsity: bool, out: Path | None, as_json: boo
     loaded, out = recipe.load(recipe_name), out or Path("out")
     refuse(loaded, [])
     data.require_sizes(sources.load(loaded).io, loaded.export)
-    arm = _student_arm(no_sparsity)
+    arm = _student_arm(loaded, no_sparsity)
     with progress.stage(f"distill {arm}"):
         student = distill(loaded, out, arm)
     with progress.stage(f"export {arm}"):
@@ -135,7 +135,8 @@ def distill(recipe_name: str, no_sparsity: bool, out: Path | None, as_json: bool
     """Train the student of a RECIPE (and its teacher first, if the recipe says so)."""
     from edgekd.distill.student import distill
 
-    loaded, arm = recipe.load(recipe_name), _student_arm(no_sparsity)
+    loaded = recipe.load(recipe_name)
+    arm = _student_arm(loaded, no_sparsity)
     with progress.stage(f"distill {arm}"):
         made = distill(loaded, out or Path("out"), arm)
     show(made, as_json)
@@ -209,8 +210,10 @@ def build(
     show(made, as_json)
 
 
-def _student_arm(no_sparsity: bool) -> Literal["dense", "sparse"]:
-    return "dense" if no_sparsity else "sparse"
+def _student_arm(loaded: recipe.Recipe, no_sparsity: bool) -> Literal["dense", "sparse"]:
+    """The one student of a verb that makes one: 2:4, unless the option or the recipe is without."""
+    only_dense = "dense" in loaded.arms and "sparse" not in loaded.arms
+    return "dense" if no_sparsity or only_dense else "sparse"
 
 
 def _arm(text: str) -> tuple[str, Artifact]:
