@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgekd.durable import replace_file
 from edgekd.origin import source_hash, versions
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +58,9 @@ def write(
         **content,
     }
     path = FOLDER / f"{name}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(document, indent=1) + "\n"
+    # A run that is cut off while it writes leaves what it wrote before.
+    replace_file(path, lambda new: new.write_text(text, encoding="utf-8"))
     return path
 
 

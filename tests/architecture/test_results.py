@@ -51,6 +51,22 @@ def test_a_changed_source_makes_a_result_stale(tmp_path: Path, results: ModuleTy
     assert results.stale(path) == ["edgekd.errors"]
 
 
+def test_a_run_cut_off_while_it_writes_leaves_the_earlier_result(
+    tmp_path: Path, results: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    path = results.write("here", "make it", ["edgekd.errors"], {"n": 1})
+    written = path.read_text(encoding="utf-8")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        results.write("here", "make it", ["edgekd.errors"], {"n": 2})
+    assert path.read_text(encoding="utf-8") == written
+
+
 def test_one_that_needs_a_device_is_stale_with_a_warning(
     tmp_path: Path, results: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
