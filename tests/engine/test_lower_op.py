@@ -124,6 +124,24 @@ def test_shapes_and_types_are_inferred_through_the_function(overload: Overload) 
     assert sizes == ["b", "t", 64]
 
 
+def test_gelus_constants_are_floats_of_the_contract() -> None:
+    body = sparse_gemm_op.function("gelu_s8", 17)
+    held = {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in body.node if not n.input}
+    named = {name: held[name].item() for name in ("root", "one", "half")}
+    assert named == {"root": float(np.float32(np.sqrt(2.0))), "one": 1.0, "half": 0.5}
+    assert all(held[name].dtype == np.float32 for name in named)
+
+
+def test_what_a_model_has_is_not_added_twice() -> None:
+    made = model("s8", random("s8"))
+    node = sparse_gemm_op.node("f16", [], "y.f16", "f16")
+    made.graph.node.append(node)
+    for _ in range(2):
+        sparse_gemm_op.add_functions(made)
+    assert [each.overload for each in made.functions] == ["s8", "f16"]
+    assert [each.domain for each in made.opset_import] == ["", "edgekd"]
+
+
 def test_all_overloads_live_in_one_file() -> None:
     made = model("s8", random("s8"))
     for overload in OVERLOADS:

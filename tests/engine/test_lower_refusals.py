@@ -56,6 +56,79 @@ def test_a_weight_in_float() -> None:
     assert reasons(graph) == ["head: its weight is [128, 64] in float, expected INT8 2:4: plan it"]
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_classifier_in_float_says_what_planning_would_not_change(transposed: bool) -> None:
+    """Its sizes are read where it is multiplied, not where it is stored."""
+    shape = (1000, K) if transposed else (K, 1000)
+    nodes = [node("Transpose", ["head.weight"], "t", perm=[1, 0])] if transposed else []
+    product = node("MatMul", ["x", "t" if transposed else "head.weight"], "out")
+    graph = graphs.model([*nodes, product], head__weight=np.ones(shape, np.float32))
+    assert reasons(graph) == ["head: n is 1000, expected a multiple of 64: pad the layer"]
+    gemm = node("Gemm", ["x", "head.weight"], "out", transB=int(transposed))
+    graph = graphs.model([gemm], tokens=("b",), head__weight=np.ones(shape, np.float32))
+    assert reasons(graph) == ["head: n is 1000, expected a multiple of 64: pad the layer"]
+
+
+def test_a_float_weight_of_an_odd_k_and_one_on_the_left() -> None:
+    product = node("MatMul", ["x", "head.weight"], "out")
+    graph = graphs.model([product], k=7, head__weight=np.ones((7, N), np.float32))
+    assert reasons(graph) == ["head: k is 7, expected a multiple of 64: pad the layer"]
+    product = node("MatMul", ["head.weight", "x"], "out")
+    graph = graphs.model([product], tokens=("b",), head__weight=np.ones((N, 5), np.float32))
+    assert reasons(graph) == ["head: k is 5, expected a multiple of 64: pad the layer"]
+
+
+def test_a_float_weight_of_two_products_is_reported_once() -> None:
+    nodes = [node("MatMul", ["x", "head.weight"], "out"), node("MatMul", ["x", "head.weight"], "o")]
+    graph = graphs.model(nodes, outputs=("out", "o"), head__weight=np.ones((K, N), np.float32))
+    assert reasons(graph) == ["head: its weight is [128, 64] in float, expected INT8 2:4: plan it"]
+
+
+def test_a_convolution_in_float() -> None:
+    graph = graphs.model(
+        [node("Conv", ["x", "patch.weight"], "out")], k=7, tokens=("b", K),
+        patch__weight=np.ones((K, K, 1), np.float32),
+    )  # fmt: skip
+    sentence = "it is a convolution, and the kernels multiply matrices: leave it to the engine"
+    assert reasons(graph) == [f"patch: {sentence}"]
+
+
+@pytest.mark.parametrize("wrong", [1e5, -1e5, np.inf, np.nan])
+def test_a_float32_product_that_float16_might_not_hold(wrong: float) -> None:
+    large = graphs.bias()
+    large[3] = wrong
+    (sentence,) = reasons(graphs.model([*LINEAR, OUT], fc__bias=large))
+    assert sentence.startswith("fc: output 3 may reach ")
+    assert sentence.endswith(
+        ", expected at most 65504, which is float16's largest: leave it to the engine"
+    )
+
+
+def test_the_bound_is_that_of_the_weights_too() -> None:
+    """128 x scale x sum |w|, to the last unit; int8 outputs have no such bound."""
+    q = graphs.weights()[0]
+    step = np.float32(2.0**-2)  # times 2**-7 a weight
+    rows = np.abs(q.astype(int)).sum(axis=1)
+    wide = np.full(N, np.float32(2.0**-7))
+    reach = 128 * step * 2.0**-7 * rows
+    assert 65504 // reach.max() > 1
+    arrays = {
+        "fc__weight": quant.dequantize(q, wide, axis=0), "fc__scale": wide, "sx": step,
+        "fc__bias": (65504 - reach).astype(np.float32),
+    }  # fmt: skip
+    assert [p.overload for p in lower(graphs.model([*LINEAR, OUT], **arrays)).products] == ["f16"]
+    arrays["fc__bias"][7] += 1
+    (sentence,) = reasons(graphs.model([*LINEAR, OUT], **arrays))
+    assert sentence.startswith("fc: output 7 may reach 65505, expected at most 65504")
+    int8 = graphs.model([*LINEAR, *quantized("y", "out", "so")], **arrays)
+    assert [p.overload for p in lower(int8).products] == ["s8"]
+
+
+def test_a_float16_graph_is_not_judged_by_it() -> None:
+    half = graphs.model([*LINEAR, OUT], np.float16, fc__bias=np.full(N, 65504, np.float16))
+    assert [p.overload for p in lower(half).products] == ["f16"]
+
+
 def test_an_input_in_float() -> None:
     graph = graphs.model([*graphs.weight(), node("MatMul", ["x", "fc.t"], "out")])
     sentence = (
@@ -102,9 +175,11 @@ def test_a_gemm_that_scales(attributes: dict[str, Any], found: str) -> None:
     ]
 
 
-def test_a_gemm_that_adds_no_bias_of_its_rows() -> None:
+@pytest.mark.parametrize("shape", [(), (1,), (5, N), (5, 1)])
+def test_a_gemm_that_adds_no_bias_of_its_rows(shape: tuple[int, ...]) -> None:
     product = node("Gemm", ["xdq", "fc.w", "one"], "out", transB=1)
-    assert reasons(graphs.model([*GEMM, product], tokens=("b",))) == [
+    ones = np.ones(shape, np.float32)
+    assert reasons(graphs.model([*GEMM, product], tokens=(5,), one=ones)) == [
         "fc: its Gemm adds a tensor that is no constant of 64 values: add it after the product"
     ]
 

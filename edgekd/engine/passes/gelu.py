@@ -18,7 +18,8 @@ _FLOAT16_BITS = 1e-3  # how far a constant may be off: float16 holds it too
 def match(graph: Graph, value: str) -> list[onnx.NodeProto]:
     """The nodes of the exact GELU of a value, the last one its result; empty where there is none.
 
-    Either the operator, or x / sqrt(2) -> Erf -> + 1 -> times x and 1/2 in any order.
+    Either the operator, or x / sqrt(2) -> Erf -> + 1, and the product of that, x and 1/2 in any
+    order.
     """
     readers = graph.readers[value]
     if len(readers) == 1 and readers[0].op_type == "Gelu" and value not in graph.outputs:
@@ -34,26 +35,38 @@ def match(graph: Graph, value: str) -> list[onnx.NodeProto]:
     if one is None or one.op_type != "Add" or not _times(graph, one, erf.output[0], 1.0):
         return []
     rest = next(node for node in readers if node is not root)
-    return _halved_product(graph, value, [root, erf, one], rest)
+    last = _product(graph, value, one.output[0], rest)
+    return [root, erf, one, *last] if last else []
 
 
-def _halved_product(
-    graph: Graph, value: str, nodes: list[onnx.NodeProto], rest: onnx.NodeProto
-) -> list[onnx.NodeProto]:
-    """GELU's last two nodes: the value times 1 + erf times a half, the half first or last."""
-    factor = nodes[-1].output[0]  # 1 + erf
-    product = graph.only_reader(factor)
-    if product is None or product.op_type != "Mul" or rest.op_type != "Mul":
+def near(graph: Graph, value: str) -> onnx.NodeProto | None:
+    """The Gelu or Erf at most two nodes behind a value, whether it matches or not."""
+    after = graph.readers[value]
+    after = [*after, *(reader for node in after for reader in graph.readers[node.output[0]])]
+    return next((node for node in after if node.op_type in ("Gelu", "Erf")), None)
+
+
+def _product(graph: Graph, value: str, factor: str, rest: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """The two nodes that multiply the value, the factor 1 + erf and 1/2, the last one last.
+
+    Args:
+        graph: Of all of them.
+        value: What GELU is taken of.
+        factor: The tensor 1 + erf.
+        rest: The node that reads the value to multiply it.
+    """
+    first = graph.only_reader(factor)
+    if first is None or first.op_type != "Mul" or rest.op_type != "Mul":
         return []
-    if product is rest:  # x (1 + erf), then times 1/2
-        last = graph.only_reader(product.output[0])
-        good = last is not None and last.op_type == "Mul"
-        if last is None or not good or not _times(graph, last, product.output[0], 0.5):
-            return []
-        return [*nodes, product, last]
-    half = rest.output[0]  # x / 2, then times 1 + erf
-    if _times(graph, rest, value, 0.5) and graph.only_reader(half) is product:
-        return [*nodes, rest, product]
+    if _times(graph, rest, value, 0.5):  # (x / 2) (1 + erf)
+        return [rest, first] if graph.only_reader(rest.output[0]) is first else []
+    last = graph.only_reader(first.output[0])
+    if last is None or last.op_type != "Mul":
+        return []
+    if first is rest:  # (x (1 + erf)) / 2
+        return [first, last] if _times(graph, last, first.output[0], 0.5) else []
+    if last is rest:  # x ((1 + erf) / 2)
+        return [first, last] if _times(graph, first, factor, 0.5) else []
     return []
 
 
@@ -71,4 +84,6 @@ def _times(graph: Graph, node: onnx.NodeProto, value: str, number: float) -> boo
 
 
 def _close(held: npt.NDArray[Any] | None, number: float) -> bool:
-    return held is not None and held.size == 1 and abs(held.item() / number - 1) < _FLOAT16_BITS
+    if held is None or held.size != 1 or held.ndim > 1:
+        return False  # one of more axes may give the result more than the product has
+    return bool(abs(held.item() / number - 1) < _FLOAT16_BITS)

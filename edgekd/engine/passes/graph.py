@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,18 @@ from edgekd.qdq import PASS_THROUGH, QDQ
 if TYPE_CHECKING:
     import onnx
 
+# x @ W is the rule, W @ x exists; a Conv's weight is always its second input.
+_SIDES = {"MatMul": (1, 0), "Gemm": (1, 0), "Conv": (1,)}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A product's constant operand: its layer, which operand it is, whether Q/DQ is before it."""
+
+    layer: str
+    side: int
+    quantized: bool
+
 
 class Graph:
     """A graph's nodes by the tensors they make and read; a snapshot, which edits do not change.
@@ -20,8 +34,10 @@ class Graph:
     Attributes:
         nodes: In the graph's order.
         producer: Tensor -> the node that makes it.
-        readers: Tensor -> the nodes that read it, twice where a node reads it twice.
+        readers: Tensor -> the nodes that read it, twice where a node reads it twice. What an If or
+            a Loop reads inside is read by the If or Loop.
         outputs: The graph's own outputs.
+        names: Every name that a new tensor must not have.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
@@ -29,10 +45,12 @@ class Graph:
         self.producer = {name: node for node in self.nodes for name in node.output}
         self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in self.nodes:
-            for name in node.input:
+            for name in _read(node):
                 self.readers[name].append(node)
         self.outputs = {value.name for value in model.graph.output}
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.names = {*self.producer, *self.readers, *self.outputs, *self._initializers}
+        self.names |= {value.name for value in model.graph.input}
 
     def only_reader(self, name: str) -> onnx.NodeProto | None:
         """The one node that reads a tensor; None where several do, or the caller of the graph."""
@@ -60,11 +78,16 @@ class Graph:
         )
         return cast
 
-    def source(self, name: str) -> npt.NDArray[Any] | None:
-        """The initializer a weight comes from, through Q/DQ and what only moves it."""
-        while (node := self.producer.get(name)) and node.op_type in (*QDQ, *PASS_THROUGH):
-            name = node.input[0]
-        return self.constant(name)
+    def weight(self, node: onnx.NodeProto) -> Weight | None:
+        """The constant operand of a MatMul, Gemm or Conv, as `edgekd.qdq` finds it."""
+        for side in _SIDES.get(node.op_type, ()):
+            name, quantized = node.input[side], False
+            while (maker := self.producer.get(name)) and maker.op_type in (*QDQ, *PASS_THROUGH):
+                name, quantized = maker.input[0], quantized or maker.op_type in QDQ
+            constant = maker is not None and maker.op_type == "Constant"
+            if constant or name in self._initializers:
+                return Weight(name.removesuffix(".weight"), side, quantized)
+        return None
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
@@ -87,8 +110,7 @@ def prune(model: onnx.ModelProto) -> None:
     for node in reversed(model.graph.node):
         if needed.intersection(node.output):
             kept.append(node)
-            needed.update(node.input)
-            needed.update(name for part in _subgraphs(node) for name in _outer(part))
+            needed.update(_read(node))
     del model.graph.node[:]
     model.graph.node.extend(reversed(kept))
     made = {name for node in kept for name in node.output}
@@ -111,12 +133,11 @@ def _value(node: onnx.NodeProto) -> npt.NDArray[Any]:
     return np.asarray(helper.get_attribute_value(given), dtype)
 
 
-def _subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    return [each.g for each in node.attribute if each.HasField("g")]
-
-
-def _outer(graph: onnx.GraphProto) -> set[str]:
-    """Every name a subgraph mentions: what it takes from outside is among them."""
-    names = {name for node in graph.node for name in node.input}
-    names |= {value.name for value in graph.output}
-    return names.union(*(_outer(part) for node in graph.node for part in _subgraphs(node)))
+def _read(node: onnx.NodeProto) -> Iterator[str]:
+    """Every tensor a node reads, also in its subgraphs; of those also what their nodes make."""
+    yield from node.input
+    inside: set[str] = set()
+    for graph in (each.g for each in node.attribute if each.HasField("g")):
+        for part in graph.node:
+            inside.update(_read(part), part.output)
+    yield from inside

@@ -158,14 +158,15 @@ def node(overload: Overload, inputs: list[str], output: str, name: str) -> onnx.
 
 
 def add_functions(model: onnx.ModelProto) -> None:
-    """Give a model the functions its nodes name, and what a checker wants to see then."""
+    """Give a model what its nodes name and it lacks: functions, and what a checker wants then."""
     from onnx import helper
 
     opset = next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
-    wanted = sorted({each.overload for each in model.graph.node if each.domain == DOMAIN})
+    wanted = {each.overload for each in model.graph.node if each.domain == DOMAIN}
     if not wanted:
         return
-    model.functions.extend(function(each, opset) for each in _ENDS if each in wanted)
+    held = {each.overload for each in model.functions if each.domain == DOMAIN}
+    model.functions.extend(function(each, opset) for each in _ENDS if each in wanted - held)
     if all(each.domain != DOMAIN for each in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     model.ir_version = max(model.ir_version, IR_VERSION)
