@@ -16,7 +16,7 @@ BIN := .venv/bin
 STAMP := .venv/edgekd-stamp
 PYTEST := OMP_NUM_THREADS=1 EDGEKD_STRICT=$(STRICT) $(BIN)/python -m pytest
 # They compile kernels: `make kernels` has the compiler and runs them, `make test` has none.
-NVCC_TESTS := tests/kernels/test_whole_gate.py
+NVCC_TESTS := tests/kernels/test_whole_gate.py tests/kernels/test_wrappers.py
 
 .PHONY: demo vit-s test slow zoo kernels mutants system-deps lock
 .DELETE_ON_ERROR:

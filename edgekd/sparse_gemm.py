@@ -94,7 +94,8 @@ def gelu(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     Args:
         x: float32[...].
     """
-    wide = x.astype(np.float64)
+    # Below -40 it is 0 in float64, and at minus infinity 0 times infinity.
+    wide = np.maximum(x.astype(np.float64), -40.0)
     erf = np.vectorize(math.erf, otypes=[np.float64])(wide / math.sqrt(2))
     rounded: npt.NDArray[np.float32] = (0.5 * wide * (1.0 + erf)).astype(np.float32)
     return rounded

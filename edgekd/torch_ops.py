@@ -10,6 +10,9 @@ back, so a model packs once and calls the third. Shapes and types are known with
 torch.compile and torch.export trace all three. There is no backward: int8 has no gradient, and
 training has its own fake-quant.
 
+No integer stands for NaN. The first refuses a scale or a bias that would lead to one, on a CPU and
+on a GPU. The third looks at no value, on either: to look at one it would have to wait for the GPU.
+
 Packing and launching need a library of kernels/: ``EDGEKD_KERNELS_LIBRARY`` names
 ``libedgekd_kernels.so``, or `use_library` does. The emulator's library does the same with tensors
 on the CPU, for tests.
@@ -73,11 +76,13 @@ def sparse_gemm_s8(
         int32, float16 or int8 [..., n].
 
     Raises:
-        ContractError: Types, shapes or devices do not belong together, or the metadata is illegal.
+        ContractError: Types, shapes or devices do not belong together, the metadata is illegal, or
+            the output is int8 and a scale or bias is not finite or the output's scale not positive.
         ToolchainError: The tensors are on a GPU and there is no library of kernels.
         UnsupportedError: No kernel takes the sizes.
     """
-    shape = _expected(x, _sizes(values, metadata), (scale, bias, extra), output).shape
+    shape = _expected(x, _sizes(values, metadata, x), (scale, bias, extra), output).shape
+    _require_numbers(scale, bias, extra, output)
     weights = sparse24.decompress(values.numpy(), metadata.numpy())
     acc = sparse_gemm.sums(x.reshape(-1, x.shape[-1]).numpy(), weights)
     y = acc
@@ -106,7 +111,7 @@ def pack_sparse_s8(values: Tensor, metadata: Tensor) -> Tensor:
         ToolchainError: There is no library of kernels.
         UnsupportedError: n or k is no multiple of 64.
     """
-    n, _ = _sizes(values, metadata)
+    n, _ = _sizes(values, metadata, values)
     weights = sparse24.decompress(values.cpu().numpy(), metadata.cpu().numpy())
     packed = torch.from_numpy(_kernels().pack(weights, sparse=True))
     return packed.reshape(n, -1).to(values.device, copy=True)
@@ -126,7 +131,8 @@ def sparse_gemm_s8_packed(
     Args:
         x: int8[..., k].
         weights: uint8[n, k 5/8].
-        scale: As there, and so are bias, extra and output.
+        scale: As there, and so are bias, extra and output. Values are not looked at: where they are
+            not finite, or the output's scale is not positive, some int8 comes out.
         bias: float32[n].
         extra: float32[1] or float16[..., n].
         output: ``s32``, ``f16``, ``s8`` or ``gelu_s8``.
@@ -139,7 +145,7 @@ def sparse_gemm_s8_packed(
         ToolchainError: There is no library of kernels, or it is the other device's.
         UnsupportedError: No kernel takes the sizes.
     """
-    n, k = _packed_sizes(weights)
+    n, k = _packed_sizes(weights, x)
     y = _expected(x, (n, k), (scale, bias, extra), output)
     kernels = _kernels()
     if hasattr(kernels.library, "edgekd_emulator_options") == x.is_cuda:
@@ -178,6 +184,8 @@ def _cuda(
     extra: Tensor | None,
     output: str,
 ) -> Tensor:
+    _expected(x, _sizes(values, metadata, x), (scale, bias, extra), output)
+    _require_numbers(scale, bias, extra, output)
     packed = pack_sparse_s8(values, metadata)
     y: Tensor = sparse_gemm_s8_packed(x, packed, scale, bias, extra, output)
     return y
@@ -193,12 +201,12 @@ def _fake(
     extra: Tensor | None,
     output: str,
 ) -> Tensor:
-    return _expected(x, _sizes(values, metadata), (scale, bias, extra), output)
+    return _expected(x, _sizes(values, metadata, x), (scale, bias, extra), output)
 
 
 @pack_sparse_s8.register_fake
 def _fake_pack(values: Tensor, metadata: Tensor) -> Tensor:
-    n, k = _sizes(values, metadata)
+    n, k = _sizes(values, metadata, values)
     return values.new_empty((n, k * _PACKED_BYTES // 8), dtype=torch.uint8)
 
 
@@ -211,7 +219,7 @@ def _fake_packed(
     extra: Tensor | None,
     output: str,
 ) -> Tensor:
-    return _expected(x, _packed_sizes(weights), (scale, bias, extra), output)
+    return _expected(x, _packed_sizes(weights, x), (scale, bias, extra), output)
 
 
 def _kernels() -> Kernels:
@@ -236,23 +244,24 @@ def _output(output: str) -> Output:
     )
 
 
-def _sizes(values: Tensor, metadata: Tensor) -> tuple[int, int]:
-    """N and k of canonical weights."""
+def _sizes(values: Tensor, metadata: Tensor, beside: Tensor) -> tuple[int, int]:
+    """N and k of canonical weights, which must lie where another tensor does."""
     n, k = (values.shape[0], 2 * values.shape[1]) if values.dim() == 2 else (-1, -1)
     if values.dim() == 2:
         _require_slabs(n, k)
-    whence = "pass what sparse24.compress returned"
-    _require("values", values, torch.int8, [n, k // 2], values, whence)
-    _require("metadata", metadata, torch.int32, [n, k // _WORD_COLUMNS], values, whence)
+    whence = "pass what sparse24.compress returned, all on one device"
+    _require("values", values, torch.int8, [n, k // 2], beside, whence)
+    _require("metadata", metadata, torch.int32, [n, k // _WORD_COLUMNS], beside, whence)
     return n, k
 
 
-def _packed_sizes(weights: Tensor) -> tuple[int, int]:
-    """N and k of packed weights."""
+def _packed_sizes(weights: Tensor, x: Tensor) -> tuple[int, int]:
+    """N and k of packed weights, which must lie where x does."""
     n, row = weights.shape if weights.dim() == 2 else (-1, -1)
     k = row * 8 // _PACKED_BYTES
-    whence = "pass what pack_sparse_s8 returned"
-    _require("weights", weights, torch.uint8, [n, k * _PACKED_BYTES // 8], weights, whence)
+    whole = k * _PACKED_BYTES // 8 if weights.dim() == 2 else -1
+    whence = "pass what pack_sparse_s8 returned, all on one device"
+    _require("weights", weights, torch.uint8, [n, whole], x, whence)
     _require_slabs(n, k)
     return n, k
 
@@ -288,6 +297,25 @@ def _expected(
     elif extra is not None:
         _require("extra", extra, torch.float16, [*rows, n], x, "give a residual of y's shape")
     return x.new_empty([*rows, n], dtype=_DTYPES[wanted])
+
+
+def _require_numbers(
+    scale: Tensor | None, bias: Tensor | None, extra: Tensor | None, output: str
+) -> None:
+    """Raise where an int8 output would be of NaN. A GPU is waited for: not before each launch."""
+    if output not in ("s8", "gelu_s8"):
+        return
+    finite = "finite numbers: no integer stands for NaN, look for the step that diverged"
+    positive = "a positive finite scale: take scales from quant.scale_from_amax"
+    operands = (("scale", scale, finite), ("bias", bias, finite), ("extra", extra, positive))
+    for name, operand, wanted in operands:
+        assert operand is not None, "checked by _expected"
+        bad = ~operand.isfinite()
+        if wanted is positive:
+            bad |= operand <= 0
+        if bad.any():
+            found = operand[bad].flatten()[0].item()
+            raise ContractError(f"sparse_gemm_s8: {name} holds {found}, expected {wanted}")
 
 
 def _require(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edgekd import sparse24, torch_ops
 from edgekd.errors import ContractError, ToolchainError, UnsupportedError
@@ -120,6 +121,15 @@ WRONG: list[tuple[Output, int, Any, str]] = [
     ),
     ("s8", 1, torch.zeros(N, dtype=torch.int8), "values is int8[64] on cpu, expected int8[?, ?]"),
     (
+        "s8", 1, torch.zeros(N, K // 2, dtype=torch.int8, device="meta"),
+        "values is int8[64, 64] on meta, expected int8[64, 64] on cpu: pass what sparse24.compress "
+        "returned, all on one device",
+    ),
+    (
+        "s8", 2, torch.zeros(N, K // 32, dtype=torch.int32, device="meta"),
+        "metadata is int32[64, 4] on meta, expected int32[64, 4] on cpu: pass what sparse24.compr",
+    ),
+    (
         "s8", 2, torch.zeros(N, K // 32, dtype=torch.int64),
         "metadata is int64[64, 4] on cpu, expected int32[64, 4] on cpu",
     ),
@@ -151,6 +161,105 @@ def test_what_does_not_fit_is_refused_in_a_sentence(
         torch_ops.sparse_gemm_s8(*arguments)
 
 
+OPERANDS = ("x", "values", "metadata", "scale", "bias", "extra")
+
+
+def empty(output: Output, devices: dict[str, str]) -> list[Any]:
+    """Operands of which only types, shapes and devices are known."""
+    named = zip(OPERANDS, operands(output), strict=False)
+    return [
+        each if each is None else torch.empty(each.shape, dtype=each.dtype, device=devices[name])
+        for name, each in named
+    ]
+
+
+@pytest.mark.parametrize("output", ["f16", "s8"])
+@pytest.mark.parametrize("name", OPERANDS)
+def test_one_operand_on_another_device_than_x(name: str, output: Output) -> None:
+    """In whichever direction: a kernel would take an address of one memory for one of the other."""
+    for most, other in (("cuda:0", "cpu"), ("cpu", "cuda:0"), ("cuda:0", "cuda:1")):
+        with FakeTensorMode():
+            x, values, metadata, *rest = empty(
+                output, dict.fromkeys(OPERANDS, most) | {name: other}
+            )
+            found, wanted = (most, other) if name == "x" else (other, most)
+            sentence = rf"\] on {found}, expected .*\] on {wanted}: "
+            with pytest.raises(ContractError, match=sentence):
+                torch.ops.edgekd.sparse_gemm_s8(x, values, metadata, *rest, output)
+            if name in ("values", "metadata"):
+                on = (values.device, metadata.device)
+                with pytest.raises(
+                    ContractError, match=rf"\] on {on[1]}, expected .* on {on[0]}: "
+                ):
+                    torch.ops.edgekd.pack_sparse_s8(values, metadata)
+            if name != "metadata":
+                packed = torch.empty(N, K * 5 // 8, dtype=torch.uint8, device=values.device)
+                with pytest.raises(ContractError, match=sentence):
+                    torch.ops.edgekd.sparse_gemm_s8_packed(x, packed, *rest, output)
+
+
+def test_weights_of_the_cpu_beside_tokens_without_memory() -> None:
+    x, values, metadata, *rest, output = operands("s8")
+    rest = [each.to("meta") for each in rest]
+    packed = torch.zeros(N, K * 5 // 8, dtype=torch.uint8)
+    with pytest.raises(ContractError, match=r"values is int8\[64, 64\] on cpu, .* on meta: pass"):
+        torch.ops.edgekd.sparse_gemm_s8(x.to("meta"), values, metadata, *rest, output)
+    with pytest.raises(ContractError, match=r"weights is uint8\[64, 80\] on cpu, .* on meta: pass"):
+        torch.ops.edgekd.sparse_gemm_s8_packed(x.to("meta"), packed, *rest, output)
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_operands_of_one_gpu_go_together(output: Output) -> None:
+    with FakeTensorMode():
+        on_gpu = empty(output, dict.fromkeys(OPERANDS, "cuda:1"))
+        y = torch.ops.edgekd.sparse_gemm_s8(*on_gpu, output)
+        assert (str(y.device), y.shape) == ("cuda:1", (5, N))
+        packed = torch.ops.edgekd.pack_sparse_s8(*on_gpu[1:3])
+        assert (str(packed.device), packed.shape) == ("cuda:1", (N, K * 5 // 8))
+        y = torch.ops.edgekd.sparse_gemm_s8_packed(on_gpu[0], packed, *on_gpu[3:], output)
+        assert (str(y.device), y.shape) == ("cuda:1", (5, N))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "sentence"),
+    [
+        (3, float("inf"), "scale holds inf, expected finite numbers: no integer stands for NaN"),
+        (4, float("nan"), "bias holds nan, expected finite numbers: no integer stands for NaN"),
+        (5, 0.0, "extra holds 0.0, expected a positive finite scale: take scales from quant."),
+        (5, -0.5, "extra holds -0.5, expected a positive finite scale"),
+        (5, float("inf"), "extra holds inf, expected a positive finite scale"),
+        (5, float("nan"), "extra holds nan, expected a positive finite scale"),
+    ],
+)
+@pytest.mark.parametrize("output", ["s8", "gelu_s8"])
+def test_numbers_that_no_int8_comes_of(
+    output: Output, place: int, value: float, sentence: str
+) -> None:
+    """The same words on a GPU, whose implementation is called here with tensors of the CPU."""
+    arguments = operands(output)
+    arguments[place] = arguments[place].clone()
+    arguments[place][-1] = value
+    for operator in (torch.ops.edgekd.sparse_gemm_s8, torch_ops._cuda):
+        with pytest.raises(ContractError, match=re.escape(f"sparse_gemm_s8: {sentence}")):
+            operator(*arguments)
+
+
+def test_float16_has_a_nan_of_its_own() -> None:
+    arguments = operands("f16")
+    arguments[4] = arguments[4].clone()
+    arguments[4][7] = float("nan")
+    y = torch.ops.edgekd.sparse_gemm_s8(*arguments)
+    assert y.isnan().nonzero()[:, 1].tolist() == [7] * 5
+
+
+def test_the_operators_are_there_for_tensors_of_a_gpu() -> None:
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert has("edgekd::sparse_gemm_s8", "CPU")
+    assert has("edgekd::sparse_gemm_s8", "CUDA")
+    for name in ("pack_sparse_s8", "sparse_gemm_s8_packed"):
+        assert has(f"edgekd::{name}", "CompositeExplicitAutograd")  # of every device
+
+
 def test_illegal_metadata_is_refused() -> None:
     arguments = operands("s32")
     arguments[2][3, 1] = 0
@@ -172,11 +281,14 @@ def test_sizes_that_no_kernel_takes(n: int, k: int, sentence: str) -> None:
         torch.ops.edgekd.pack_sparse_s8(values, metadata)
 
 
-def test_packed_weights_of_another_type() -> None:
+def test_packed_weights_of_another_type_or_shape() -> None:
     x, values, _, *rest = operands("s8")
     sentence = "weights is int8[64, 64] on cpu, expected uint8[64, 63] on cpu: pass what pack_spar"
     with pytest.raises(ContractError, match=re.escape(sentence)):
         torch.ops.edgekd.sparse_gemm_s8_packed(x, values, *rest)
+    sentence = "weights is uint8[5120] on cpu, expected uint8[?, ?] on cpu: pass what pack_sparse"
+    with pytest.raises(ContractError, match=re.escape(sentence)):
+        torch.ops.edgekd.sparse_gemm_s8_packed(x, torch.zeros(5120, dtype=torch.uint8), *rest)
 
 
 def test_packing_without_a_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

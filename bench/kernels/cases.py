@@ -1,9 +1,10 @@
 """A layer and its tokens on the GPU, in the form each peer wants, and the calls that run them.
 
-Every call ends in the same int8 result, contiguous as the next layer wants it. A library's kernel
-answers INT32 sums, so scale, bias, GELU and requantization are a kernel of their own behind it,
-compiled into one where torch can (`peers_epilogue` says which): that is what a network without a
-fused kernel runs. Its bare product is timed beside it.
+Every call ends as the layer does in its network: int8 for the next layer, after GELU where the
+layer is the first of an MLP, or float16 added to the residual. A library's kernel answers INT32
+sums, so scale, bias and what follows are a kernel of their own behind it, compiled into one where
+torch can (`peers_epilogue` says which): that is what a network without a fused kernel runs. Its
+bare product is timed beside it, and where a library can end in int8 by itself that is, too.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Layer:
         rng = np.random.default_rng([n, k])
         weights = rng.integers(-128, 128, (n, k), dtype=np.int8)
         self.n, self.k, self.kernels = n, k, kernels
+        self.output, self.residual = ending(n, k)
         self.host_weights = weights * sparse24.mask(weights)
         scale = (rng.random(n, np.float32) + np.float32(0.5)) * np.float32(2 / (5080 * np.sqrt(k)))
         self.host_scale, self.host_bias = scale, rng.standard_normal(n).astype(np.float32)
@@ -50,13 +52,21 @@ class Layer:
         }
 
 
+def ending(n: int, k: int) -> tuple[Output, bool]:
+    """What a layer of a transformer writes, and whether it adds a residual: QKV, MLP, the rest."""
+    if n == 3 * k:
+        return "s8", False
+    return ("gelu_s8", False) if n == 4 * k else ("f16", True)
+
+
 @dataclass(frozen=True)
 class Peers:
     """What torch has for a shape.
 
     Attributes:
-        calls: ``<library>_s32``, the bare product, and ``<library>_and_epilogue``.
-        not_measured: The words of each library that refused, or gave other sums than ours.
+        calls: ``<library>_s32``, the bare product, and ``<library>_and_epilogue``;
+            ``cusparselt_fused`` where its own epilogue can do the work.
+        not_measured: The words of each that refused, or gave other numbers than ours.
         algorithms: How a library's algorithm was found, and which it is.
     """
 
@@ -112,36 +122,69 @@ class Case:
             sparse=sparse, tile=tile, stream=torch.cuda.current_stream().cuda_stream,
         )  # fmt: skip
 
+    def whole(self, sparse: bool) -> Call:
+        """One of our kernels with all that the layer does."""
+        return self.ours(self.layer.output, sparse, residual=self.layer.residual)
+
     @functools.cached_property
     def peers(self) -> Peers:
         """The products of the shape that torch has, searched and tried once.
 
-        One that fails in whatever way, gives other sums than ours or cannot be captured into a
-        graph is not measured: neither its time nor an end of the others' is worth anything.
+        One that fails in whatever way, gives other sums than ours, out of a CUDA graph too, or
+        cannot be captured into one is not measured: neither its time nor an end of the others' is
+        worth anything.
         """
         self.ours("s32", True)()
-        ours = self.y("s32")
-        found = Peers({}, {}, {})
+        self.whole(True)()
+        ours, found = self.y("s32"), Peers({}, {}, {})
         for name, prepare in (("cublaslt", _cublaslt), ("cusparselt", _cusparselt)):
             try:
                 product, algorithm = prepare(self.x, self.layer.weights)
-                sums = product()[: self.m]
-                if not torch.equal(sums, ours):
-                    wrong = f"{int((sums != ours).sum())} sums are not ours"
-                    found.not_measured[name] = f"not measured: {wrong}"
+                wrong = max(int((each[: self.m] != ours).sum()) for each in _twice(product))
+                if wrong:
+                    found.not_measured[name] = f"not measured: {wrong} sums are not ours"
                     continue
-                whole = functools.partial(_finish, product, self.m, self.layer)
-                whole()
-                torch.cuda.synchronize()
-                with torch.cuda.graph(torch.cuda.CUDAGraph()):
-                    whole()
+                whole = functools.partial(_finish, product, self)
+                _twice(whole)
             except Exception as error:
                 found.not_measured[name] = reason(error)
                 continue
             found.algorithms[name] = algorithm
             found.calls[f"{name}_s32"] = product
             found.calls[f"{name}_and_epilogue"] = whole
+        if self.layer.output == "s8":
+            self._fused(found)
         return found
+
+    def _fused(self, found: Peers) -> None:
+        """Also cuSPARSELt with an epilogue of its own; it rounds otherwise: a step off at most."""
+        name, layer = "cusparselt_fused", self.layer
+        try:
+            ending = (layer.bias / layer.out_scale, layer.scale / layer.out_scale, torch.int8)
+            fused, algorithm = _cusparselt(self.x, layer.weights, *ending)
+            ours = self.y("s8").int()
+            wrong = max(
+                int(((each[: self.m].int() - ours).abs() > 1).sum()) for each in _twice(fused)
+            )
+            if wrong:
+                found.not_measured[name] = f"not measured: {wrong} results are steps from ours"
+                return
+        except Exception as error:
+            found.not_measured[name] = reason(error)
+            return
+        found.algorithms[name], found.calls[name] = algorithm, fused
+
+
+def _twice(call: Product) -> tuple[Tensor, Tensor]:
+    """What a call gives by itself, and out of a CUDA graph: a workspace may not outlive one."""
+    alone = call().clone()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = call()
+    graph.replay()
+    torch.cuda.synchronize()
+    return alone, captured
 
 
 def reason(error: Exception) -> str:
@@ -156,34 +199,45 @@ def placed(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 @functools.cache
-def peers_epilogue() -> tuple[Callable[..., Tensor], str]:
-    """What makes int8 of a library's INT32 sums, and how torch runs it.
+def peers_epilogue(output: Output) -> tuple[Callable[..., Tensor], str]:
+    """What makes a layer's output of a library's INT32 sums, and how torch runs it.
 
     One kernel instead of eight where torch's compiler works. Compiled for every shape at once, for
     one after another would take the minutes that there are; a shape that it does not cover fails,
     and does not silently run eight.
     """
+    eager = {"s8": _s8, "gelu_s8": _gelu_s8, "f16": _f16}[output]
     if DEVICE != "cuda" or importlib.util.find_spec("triton") is None:
-        return _eager, "eager"
-    compiled = torch.compile(_eager, dynamic=True, fullgraph=True)
+        return eager, "eager"
+    compiled = torch.compile(eager, dynamic=True, fullgraph=True)
     try:
         # Its blocks are chosen by the first sums it sees: a ViT's of one image.
         acc = torch.zeros(197, 768, dtype=torch.int32, device=DEVICE)
         one = torch.ones(768, device=DEVICE)
-        compiled(acc, one, one, one[:1].clone())
+        compiled(acc, one, one, acc.half() if output == "f16" else one[:1].clone())
     except Exception as error:
-        return _eager, f"eager: {reason(error).removeprefix('not measured: ')}"
+        return eager, f"eager: {reason(error).removeprefix('not measured: ')}"
     return compiled, "compiled"
 
 
-def _finish(product: Product, m: int, layer: Layer) -> Tensor:
-    epilogue, _ = peers_epilogue()
-    return epilogue(product()[:m], layer.scale, layer.bias, layer.out_scale)
+def _finish(product: Product, case: Case) -> Tensor:
+    layer = case.layer
+    epilogue, _ = peers_epilogue(layer.output)
+    extra = case.extra(layer.output, layer.residual)
+    return epilogue(product()[: case.m], layer.scale, layer.bias, extra)
 
 
-def _eager(acc: Tensor, scale: Tensor, bias: Tensor, out_scale: Tensor) -> Tensor:
+def _s8(acc: Tensor, scale: Tensor, bias: Tensor, out_scale: Tensor) -> Tensor:
+    return ((acc.float() * scale + bias) / out_scale).round().clamp(-128, 127).to(torch.int8)
+
+
+def _gelu_s8(acc: Tensor, scale: Tensor, bias: Tensor, out_scale: Tensor) -> Tensor:
     y = torch.nn.functional.gelu(acc.float() * scale + bias)
     return (y / out_scale).round().clamp(-128, 127).to(torch.int8)
+
+
+def _f16(acc: Tensor, scale: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    return (acc.float() * scale + bias + residual.float()).half()
 
 
 def _cublaslt(x: Tensor, weights: Tensor) -> tuple[Product, str]:
@@ -191,11 +245,14 @@ def _cublaslt(x: Tensor, weights: Tensor) -> tuple[Product, str]:
     return lambda: torch._int_mm(tokens, columns), "torch._int_mm's own choice"
 
 
-def _cusparselt(x: Tensor, weights: Tensor) -> tuple[Product, str]:
+def _cusparselt(
+    x: Tensor, weights: Tensor, bias: Tensor | None = None, alpha: Tensor | None = None,
+    answer: torch.dtype = torch.int32,
+) -> tuple[Product, str]:  # fmt: skip
     compressed = torch._cslt_compress(weights)
     tokens = _padded(x, -(-len(x) // _ROWS) * _ROWS).t()
     # By position: torch has renamed the last of them (split_k_one_kernel, split_k_mode).
-    operands = (compressed, tokens, None, None, torch.int32, True)
+    operands = (compressed, tokens, bias, alpha, answer, True)
     # The search times every algorithm, and k cut into parts, on these operands: with few tokens the
     # cut is what fills a GPU. An older torch tells the algorithm alone and never cuts.
     try:

@@ -123,11 +123,13 @@ def measured(cubin: Path, instances: Mapping[str, Any]) -> dict[str, Any]:
     for name, lines in sorted(listing.items()):
         spills, registers, fixed = used[name]
         loop = sass.hot_loop(lines)
-        sparse = name.startswith("sparse_")
-        wrong = sass.count(lines, "IMMA.SP") != (sass.count(lines, "IMMA") if sparse else 0)
-        if wrong or not loop:
+        kind = "sparse" if name.startswith("sparse_") else "dense"
+        mmas, sparse = sass.count(lines, "IMMA"), sass.count(lines, "IMMA.SP")
+        looped = sass.count(loop, "IMMA")
+        if sparse != (mmas if kind == "sparse" else 0) or not looped:
             sys.exit(
-                f"{name} in {cubin.name}: its MMAs are not all {'sparse' if sparse else 'dense'}"
+                f"{name} in {cubin.name}: {mmas} MMAs, {sparse} of them sparse, {looped} in its "
+                f"hot loop, expected all {kind} and some in the loop"
             )
         found[name] = {
             "registers": registers,
@@ -135,7 +137,7 @@ def measured(cubin: Path, instances: Mapping[str, Any]) -> dict[str, Any]:
             "spill_bytes": spills,
             "local_accesses": sass.count(lines, "LDL") + sass.count(lines, "STL"),
             "loop_instructions": sass.count(loop, ""),
-            "loop_mmas": sass.count(loop, "IMMA"),
+            "loop_mmas": looped,
         }
     return found
 

@@ -6,10 +6,11 @@
 1. Every instance on every shape, to the bit (`equality`): the run ends there where one differs.
 2. The raw rates of the two instructions, IMMA and IMMA.SP, from registers alone; r is their ratio,
    the most that sparsity can give on this GPU. And what a copy reaches.
-3. Every tile's sparse kernel on every shape, with L2 warm: what the table of choose.h is tuned by.
+3. Every tile on every shape, with L2 warm: what the table of choose.h is tuned by.
 4. Per shape: our sparse kernel, its dense twin, cuBLASLt's INT8 (torch._int_mm) and cuSPARSELt's
-   (torch._cslt_sparse_mm), each with the same epilogue work, under CUDA graphs, taking turns, with
-   L2 warm and then flushed; medians of repetitions and their spread (`timing`).
+   (torch._cslt_sparse_mm), each with the epilogue that the layer has in its network, under CUDA
+   graphs, taking turns, with L2 warm and then flushed; medians of repetitions and their spread
+   (`timing`). And the products alone, to INT32.
 5. What the kernels are held to (`roofline.aims`), with every shape that falls short.
 
 It writes bench/results/kernels-<gpu>.json after every layer, so that a run which is cut off loses
@@ -124,14 +125,16 @@ def speed(
     rows: list[dict[str, Any]] = []
     tiles: list[dict[str, Any]] = []
     left_out: list[str] = []
-    content |= {"tiles": tiles, "rows": rows, "not_measured": left_out, "aims": [], "choice": {}}
+    content |= {"tiles": tiles, "rows": rows, "not_measured": left_out, "aims": [], "choice": {},
+                "peers_epilogue": {}}  # fmt: skip
     flush = torch.empty(2 * properties.L2_cache_size, dtype=torch.int8, device=cases.DEVICE)
 
     def chosen(case: Case) -> str:
         return (case.layer.kernels.choose(case.sizes, properties.multi_processor_count) or ("",))[0]
 
     def shape(l2: str, buffer: torch.Tensor | None, case: Case) -> None:
-        content["peers_epilogue"] = cases.peers_epilogue()[1]
+        output = case.layer.output
+        content["peers_epilogue"][output] = cases.peers_epilogue(output)[1]
         row = timing.shape_row(case, chosen(case), l2, buffer)
         rows.append({**row, **roofline.shares(row, rates, copied)})
 
@@ -151,7 +154,7 @@ def speed(
                     measure(case)
             except Exception as error:  # whatever it is: the next layer may do
                 left_out.append(f"{where}: {cases.reason(error)}")
-            content["aims"] = roofline.aims(rows, rates)
+            content["aims"] = roofline.aims(rows, tiles, rates)
             content["choice"] = roofline.choice(tiles)
             keep()
         _say(what)

@@ -3,7 +3,8 @@
     python bench/kernels/roofline.py bench/results/kernels-<gpu>.json out/roofline.svg
 
 A GEMM of m x n x k does m n k multiply-adds and has to move its operands once: m k of tokens, 0.625
-n k of sparse weights (1 n k of dense ones), m n of results. Above is the raw rate of the MMA
+n k of sparse weights (1 n k of dense ones), m n results of a byte each, or of two and as much of a
+residual. Above is the raw rate of the MMA
 instruction, to the left the memory's bandwidth; what lies between a point and the roof is ours.
 """
 
@@ -18,9 +19,16 @@ from typing import Any
 WEIGHT_BYTES = {"sparse": 0.625, "dense_twin": 1.0}
 
 
-def bytes_moved(name: str, m: int, n: int, k: int) -> float:
-    """Bytes of operands and int8 results, each moved once."""
-    return m * k + WEIGHT_BYTES[name] * n * k + m * n
+def bytes_moved(name: str, row: Mapping[str, Any]) -> float:
+    """Bytes of operands and results, each moved once.
+
+    Args:
+        name: ``sparse`` or ``dense_twin``.
+        row: One shape, as gpu.py writes it.
+    """
+    m, n, k = row["m"], row["n"], row["k"]
+    result = 1 if row["output"].endswith("s8") else 4 if row["residual"] else 2
+    return float(m * k + WEIGHT_BYTES[name] * n * k + result * m * n)
 
 
 def shares(
@@ -42,7 +50,7 @@ def shares(
         raw = rates["sparse" if name == "sparse" else "dense"] * 1e12
         found[name] = {
             "of_raw_rate": round(m * n * k / seconds / raw, 4),
-            "of_bandwidth": round(bytes_moved(name, m, n, k) / seconds / gigabytes_per_s / 1e9, 4),
+            "of_bandwidth": round(bytes_moved(name, row) / seconds / gigabytes_per_s / 1e9, 4),
         }
     return found
 
@@ -60,11 +68,14 @@ LONG_US = 10.0
 SLOWER = 1.05
 
 
-def aims(rows: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> list[dict[str, Any]]:
+def aims(
+    rows: Sequence[Mapping[str, Any]], tiles: Sequence[Mapping[str, Any]], rates: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """What was wanted, how many shapes reach it, and each that does not.
 
     Args:
         rows: As gpu.py writes them, `shares` included.
+        tiles: The same, of every tile.
         rates: Of the two instructions, and r, their ratio.
 
     Returns:
@@ -78,6 +89,14 @@ def aims(rows: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> list[
     few = [row for row in rows if row["tile"].startswith("small") and _width(row) in (384, 768)]
     small = _gains(few, "cusparselt_and_epilogue", "sparse")
     bare = _gains(few, "cusparselt_s32", "sparse_s32")
+    fused = _gains(few, "cusparselt_fused", "sparse")
+    large_bare = _gains(large, "dense_twin_s32", "sparse_s32")
+    best = [
+        ({**row, "l2": "warm", "tile": row["chosen"]},
+         min(row["dense_us"].values()) / min(row["us"].values()))
+        for row in tiles
+        if row["m"] >= LARGE_M and row["us"] and row["dense_us"]
+    ]  # fmt: skip
     gain = OF_R * rates["r"]
     # Below, starting a kernel and moving its operands take longer than multiplying can.
     long = LONG_US * rates["sparse"] * 1e6
@@ -89,10 +108,13 @@ def aims(rows: Sequence[Mapping[str, Any]], rates: Mapping[str, float]) -> list[
     return [
         _aim(f"sparse over its dense twin, {where}: {OF_R} r", gains, gain, 1.0),
         _aim(f"the same, {busy}", busy_gains, gain, 1.0),
+        _aim(f"the same to INT32, {where}", large_bare, gain, None),
+        _aim(f"our fastest sparse tile over our fastest dense one, {where}", best, gain, None),
         _aim(f"share of the raw IMMA.SP rate, {where}", raw, OF_RAW_RATE, 1.0),
         _aim(f"the same, {busy}", busy_raw, OF_RAW_RATE, 1.0),
         _aim("cuSPARSELt and epilogue over ours, few tokens, ViT-S and -B", small, 1.0, WINS),
         _aim("the same products alone, to INT32", bare, 1.0, None),
+        _aim("cuSPARSELt with its own epilogue over ours, where it has one", fused, 1.0, None),
     ]
 
 
@@ -175,10 +197,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     for name, rate, colour in (("sparse", "sparse", "#0f766e"), ("dense_twin", "dense", "#b45309")):
         these = [row for row in rows if name in _timed(row)]
         at = [row["m"] * row["n"] * row["k"] for row in these]
-        x = [
-            ops / bytes_moved(name, r["m"], r["n"], r["k"])
-            for ops, r in zip(at, these, strict=True)
-        ]
+        x = [ops / bytes_moved(name, row) for ops, row in zip(at, these, strict=True)]
         y = [ops / r["us"][name] * 1e-6 for ops, r in zip(at, these, strict=True)]
         axes.scatter(x, y, s=14, color=colour, label=name.replace("_", " "))
         knee = rates[rate] * 1e3 / bandwidth

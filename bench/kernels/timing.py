@@ -1,9 +1,9 @@
 """How long the kernels and their peers take on the GPU at hand, and what it could do at all.
 
 Calls are captured into a CUDA graph, `CALLS` at a time, because launching costs microseconds
-itself. Peers take turns, a repetition each. A replay that is not timed runs directly before the
-timed one: the launch of the second then lies behind the first, and not between the two events, and
-the first call finds in L2 what its own peer left there, not what another one did.
+itself. Peers take turns, a repetition each. Two replays that are not timed run directly before the
+timed one: its launch then lies behind them, and not between the two events, and the first call
+finds in L2 what its own peer left there, not what another one did.
 
 What fails is not measured, with its reason, and ends nothing: a lent GPU is had once.
 """
@@ -14,6 +14,7 @@ import ctypes
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +29,9 @@ from edgekd.engine.native import Kernels
 REPETITIONS = 9
 CALLS = 20
 COPY_BYTES = 1 << 30
+WARM_SECONDS, RATES_ROUNDS = 0.5, 5
 STATE = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu",
-         "power.draw", "clocks_throttle_reasons.active")  # fmt: skip
+         "power.draw", "clocks_event_reasons.active")  # fmt: skip
 _FLUSH = "flush"
 
 
@@ -99,9 +101,10 @@ def _captured(several: Sequence[Call]) -> torch.cuda.CUDAGraph:
 
 
 def _replayed(graph: torch.cuda.CUDAGraph) -> float:
-    """Microseconds of one call, of a replay that follows another."""
+    """Microseconds of one call, of a replay that follows two others."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    graph.replay()
+    for _ in range(2):  # one alone may take less time than the next one's launch
+        graph.replay()
     start.record()
     graph.replay()
     end.record()
@@ -120,14 +123,16 @@ def shape_row(case: Case, tile: str, l2: str, flush: Tensor | None) -> dict[str,
     """
     peers = case.peers
     calls = {
-        "sparse": case.ours("gelu_s8", True),
-        "dense_twin": case.ours("gelu_s8", False),
+        "sparse": case.whole(True),
+        "dense_twin": case.whole(False),
         "sparse_s32": case.ours("s32", True),
+        "dense_twin_s32": case.ours("s32", False),
         **peers.calls,
     }
     found = timed(calls, flush)
     return {
         **dict(zip("mnk", case.sizes, strict=True)), "l2": l2, "tile": tile,
+        "output": case.layer.output, "residual": case.layer.residual,
         "us": found.us, "spread_us": found.spread_us,
         "not_measured": {**peers.not_measured, **found.not_measured},
         "algorithms": peers.algorithms,
@@ -135,23 +140,42 @@ def shape_row(case: Case, tile: str, l2: str, flush: Tensor | None) -> dict[str,
 
 
 def tiles_row(case: Case, tile: str) -> dict[str, Any]:
-    """Every tile's sparse int8 kernel on one shape, with L2 warm; what choose.h is tuned by."""
-    found = timed({each: case.ours("s8", True, each) for each in case.layer.kernels.tiles})
+    """Every tile on one shape, to int8 with L2 warm, sparse (``us``) and dense (``dense_us``).
+
+    What choose.h is tuned by; and whether the twin of the chosen tile is our best dense kernel.
+    """
+    tiles = case.layer.kernels.tiles
+    found = timed({each: case.ours("s8", True, each) for each in tiles})
+    dense = timed({each: case.ours("s8", False, each) for each in tiles})
     return {
         **dict(zip("mnk", case.sizes, strict=True)), "chosen": tile,
-        "us": found.us, "spread_us": found.spread_us, "not_measured": found.not_measured,
+        "us": found.us, "spread_us": found.spread_us, "dense_us": dense.us,
+        "dense_spread_us": dense.spread_us,
+        "not_measured": {**dense.not_measured, **found.not_measured},
     }  # fmt: skip
 
 
-def raw_rates(kernels: Kernels) -> dict[str, float]:
-    """Tera multiply-adds a second of both instructions, and r, sparse over dense."""
-    found = {}
-    for kind, name in ((0, "sparse"), (1, "dense")):
-        rate = ctypes.c_double()
-        if kernels.library.edgekd_raw_rate(kind, ctypes.byref(rate)):
-            sys.exit(f"the raw rate of the {name} instruction could not be measured")
-        found[name] = rate.value * 1e-12
-    return {**found, "r": found["sparse"] / found["dense"]}
+def raw_rates(kernels: Kernels) -> dict[str, Any]:
+    """Tera multiply-adds a second of both instructions, and r, sparse over dense.
+
+    A GPU that did nothing raises its clock first, and the two take turns at it; each one's best
+    counts. ``state`` is the GPU's directly after.
+    """
+    found, started = {"sparse": 0.0, "dense": 0.0}, time.monotonic()
+    while time.monotonic() - started < WARM_SECONDS:
+        _raw_rate(kernels, 1)
+    for _ in range(RATES_ROUNDS):
+        for kind, name in ((0, "sparse"), (1, "dense")):
+            found[name] = max(found[name], _raw_rate(kernels, kind) * 1e-12)
+    return {**found, "r": found["sparse"] / found["dense"], "state": state()}
+
+
+def _raw_rate(kernels: Kernels, kind: int) -> float:
+    rate = ctypes.c_double()
+    if status := kernels.library.edgekd_raw_rate(kind, ctypes.byref(rate)):
+        name = ("sparse", "dense")[kind]
+        sys.exit(f"the raw rate of the {name} instruction could not be measured: status {status}")
+    return rate.value
 
 
 def bandwidth() -> float:

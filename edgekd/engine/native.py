@@ -3,7 +3,8 @@
 The same interface is served by two libraries: ``libedgekd_kernels.so``, which launches on a GPU,
 and ``libedgekd_emulator.so``, which runs the same sources on a CPU for tests. Pointers are
 integers: of device memory for the first, of host memory for the second. All arguments are checked
-on the other side, whose status becomes an exception with its sentence.
+on the other side, whose status becomes an exception with its sentence; but for what would never
+arrive there: an array's type and a number that C's does not hold.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from edgekd.sparse_gemm import OUTPUTS, Output
 
 _SENTENCE_BYTES = 400
 _ALIGNMENT = 16
+_INT64_MAX = 2**63 - 1
 _BAD_SIZE, _TOO_LARGE, _BAD_NAME, _LAUNCH_FAILED = 3, 4, 6, 7
 
 
@@ -92,8 +94,14 @@ class Kernels:
             uint8[...], 16-byte aligned.
 
         Raises:
-            ContractError: The weights are not 2:4, or their sizes do not fit.
+            ContractError: The weights are not int8[n, k], or not 2:4 where they should be.
+            UnsupportedError: n or k is no multiple of 64.
         """
+        if weights.dtype != np.int8 or weights.ndim != 2:
+            raise ContractError(
+                f"pack: weights are {weights.dtype}{list(weights.shape)}, expected int8[n, k]: "
+                "quantize them first"
+            )
         n, k = weights.shape
         packed = aligned((self.library.edgekd_packed_bytes(int(not sparse), n, k),), np.uint8)
         out = packed.ctypes.data
@@ -142,10 +150,19 @@ class Kernels:
             stream: A CUDA stream's handle, 0 for the default one.
 
         Raises:
-            ContractError: A pointer is null or misaligned.
+            ContractError: A pointer is null or misaligned, or there is no such output.
             UnsupportedError: No kernel takes the sizes.
             ToolchainError: The launch failed.
         """
+        if output not in OUTPUTS:
+            raise ContractError(
+                f"sparse_gemm_s8: output is {output!r}, expected one of {', '.join(OUTPUTS)}"
+            )
+        if not _fit(sizes):
+            raise UnsupportedError(
+                f"sparse_gemm_s8: m, n and k are {', '.join(map(str, sizes))}, expected at most "
+                f"{_INT64_MAX}, what the library takes: split the layer"
+            )
         gemm = _Gemm(
             int(not sparse),
             OUTPUTS.index(output),
@@ -158,6 +175,8 @@ class Kernels:
 
     def choose(self, sizes: tuple[int, int, int], multiprocessors: int) -> tuple[str, str] | None:
         """The tile for the sizes m, n, k on a GPU, and why; None where no kernel takes them."""
+        if not _fit(sizes):
+            return None
         reason = ctypes.c_char_p()
         tile = self.library.edgekd_choose(*sizes, multiprocessors, ctypes.byref(reason))
         return None if tile is None else (tile.decode(), (reason.value or b"").decode())
@@ -168,7 +187,7 @@ class Kernels:
         status = function(sentence, _SENTENCE_BYTES)
         if status == 0:
             return
-        text = f"sparse_gemm_s8: {sentence.value.decode()}"
+        text = f"sparse_gemm_s8: {sentence.value.decode(errors='replace')}"
         if status == _LAUNCH_FAILED:
             raise ToolchainError(text)
         raise (UnsupportedError if status in (_BAD_SIZE, _TOO_LARGE, _BAD_NAME) else ContractError)(
@@ -183,6 +202,11 @@ def aligned(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     room = np.zeros(size + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT
     return room[start : start + size].view(wanted).reshape(shape)
+
+
+def _fit(sizes: tuple[int, int, int]) -> bool:
+    """Whether C's int64 holds them: ctypes drops the bits above without a word."""
+    return all(abs(size) <= _INT64_MAX for size in sizes)
 
 
 def _until_null(names: Any) -> list[bytes]:

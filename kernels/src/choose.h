@@ -1,8 +1,10 @@
-// Which tile for which sizes: a table, first row that fits, each with its reason.
+// Which tile for which sizes: a table, each row with its reason.
 //
-// The reasons are of arithmetic (how many blocks, how much padding), the limits of judgement: they have
-// been tuned on no device. bench/kernels/gpu.py times the chosen tile beside its peers, and every tile
-// alone, sparse to int8; where another tile is faster than the chosen one, this table is wrong.
+// Few tokens are a matter of rules: the first row that fits. For more, the row that takes the fewest
+// clocks of the busiest multiprocessor, by the arithmetic of `clocks` below; of equals the first, which
+// is the one that moves fewer bytes. That is as far as judgement goes without a device: none has been
+// tuned for. bench/kernels/gpu.py times every tile beside the chosen one; where another is faster, this
+// table is wrong.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +13,13 @@
 
 namespace edgekd {
 
+namespace tile {
+#define EDGEKD_TILE(name, ...) using name = __VA_ARGS__;
+EDGEKD_SMALL_M_TILES(EDGEKD_TILE)
+EDGEKD_LARGE_M_TILES(EDGEKD_TILE)
+#undef EDGEKD_TILE
+}  // namespace tile
+
 struct Shape {
   int64_t m, n, k;
   int multiprocessors;
@@ -18,43 +27,68 @@ struct Shape {
   int64_t blocks(int64_t features, int64_t tokens) const {
     return n / features * ((m + tokens - 1) / tokens);
   }
+  // Blocks of the busiest multiprocessor.
+  int64_t rounds(int64_t features, int64_t tokens) const {
+    return (blocks(features, tokens) + multiprocessors - 1) / multiprocessors;
+  }
 };
+
+template <class Tile>
+bool whole(const Shape& s) {
+  return s.n % Tile::kFeatures == 0 && s.k % Tile::kK == 0;
+}
+
+// Clocks of the busiest multiprocessor for a slab of k of all its blocks: the longest of its schedulers'
+// sparse MMAs (8 clocks each, 4 schedulers with a warp each at a time), its shared memory, and what
+// comes from L2 (64 bytes a clock). Rates are A100's and Orin's; starting and storing are left out.
+template <class Tile>
+int64_t clocks(const Shape& s) {
+  constexpr int64_t kMmas = Tile::kFeatures / kTileRows * (Tile::kTokens / kTileTokens) / Tile::kWarps;
+  constexpr int64_t kBytes = Tile::kFeatures / kSlab * kSparseSlabBytes + Tile::kTokens * kSlab;
+  constexpr int64_t kMoved = kBytes / 64 > Tile::kSharedClocks ? kBytes / 64 : Tile::kSharedClocks;
+  const int64_t rounds = s.rounds(Tile::kFeatures, Tile::kTokens);
+  const int64_t multiplied = (rounds * Tile::kWarps + 3) / 4 * kMmas * 8;
+  return multiplied > rounds * kMoved ? multiplied : rounds * kMoved;
+}
 
 struct Choice {
   const char* tile;
   bool (*fits)(const Shape&);
+  int64_t (*clocks)(const Shape&);  // null: taken wherever it fits
   const char* reason;
 };
 
-constexpr int64_t kFewTokens = 400, kMoreTokens = 800;
+constexpr int64_t kFewTokens = 400;
 
 inline const Choice* choose(const Shape& shape) {
   static const Choice table[] = {
-      {"small_t8", [](const Shape& s) { return s.m <= 8; },
+      {"small_t8", [](const Shape& s) { return s.m <= tile::small_t8::kTokens; }, nullptr,
        "at most 8 tokens: one MMA column group, the weights are all there is to read"},
       {"small_t24",
-       [](const Shape& s) { return s.m <= kFewTokens && s.blocks(64, 40) < s.multiprocessors; },
+       [](const Shape& s) { return s.m <= kFewTokens && s.blocks(64, 40) < s.multiprocessors; }, nullptr,
        "blocks of 40 tokens would leave multiprocessors idle: smaller blocks, k in 8 slices"},
-      {"small_t40", [](const Shape& s) { return s.m <= kFewTokens; },
+      {"small_t40", [](const Shape& s) { return s.m <= kFewTokens; }, nullptr,
        "batch 1: blocks of 40 tokens waste little on 197, weights go straight to registers"},
-      {"small_t64",
-       [](const Shape& s) { return s.m <= kMoreTokens && s.blocks(128, 128) < s.multiprocessors; },
-       "too few tokens for blocks of 128: 64 tokens a block, weights still to registers"},
       {"large_256x128",
-       [](const Shape& s) { return s.n % 256 == 0 && s.blocks(256, 128) >= 2 * s.multiprocessors; },
-       "two blocks and more for each multiprocessor: the tile that moves the fewest bytes"},
-      {"large_128x128",
-       [](const Shape& s) {
-         return s.n % 128 == 0 && s.k % 128 == 0 && s.blocks(128, 128) >= s.multiprocessors;
-       },
-       "every multiprocessor has a block: two slabs of k for each barrier"},
-      {"large_128x64", [](const Shape& s) { return s.n % 128 == 0; },
-       "k is no multiple of 128, or blocks of 128 x 128 would leave multiprocessors idle"},
-      {"large_64x128", [](const Shape&) { return true; }, "n is no multiple of 128"},
+       // One block fills a multiprocessor, so nothing hides where it starts and stores: not for one.
+       [](const Shape& s) { return whole<tile::large_256x128>(s) && s.rounds(256, 128) > 1; },
+       clocks<tile::large_256x128>, "fewest clocks: several blocks each of the tile that moves the fewest bytes"},
+      {"large_128x128", whole<tile::large_128x128>, clocks<tile::large_128x128>,
+       "fewest clocks: its blocks fill the multiprocessors well, two slabs of k for each barrier"},
+      {"large_128x64", whole<tile::large_128x64>, clocks<tile::large_128x64>,
+       "fewest clocks: k is no multiple of 128, or larger blocks would leave multiprocessors idle"},
+      {"large_64x128", whole<tile::large_64x128>, clocks<tile::large_64x128>,
+       "fewest clocks: n is no multiple of 128, or larger blocks would leave multiprocessors idle"},
+      {"small_t64", whole<tile::small_t64>, clocks<tile::small_t64>,
+       "fewest clocks: too few blocks of 128 for the multiprocessors, 64 x 64 with k in 2 slices"},
   };
-  for (const Choice& row : table)
-    if (row.fits(shape)) return &row;
-  return nullptr;
+  const Choice* best = nullptr;
+  for (const Choice& row : table) {
+    if (!row.fits(shape)) continue;
+    if (row.clocks == nullptr) return &row;
+    if (best == nullptr || row.clocks(shape) < best->clocks(shape)) best = &row;
+  }
+  return best;
 }
 
 }  // namespace edgekd

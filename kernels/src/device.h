@@ -78,14 +78,20 @@ EDGEKD_DEVICE void store_global(void* global, const uint32_t (&s)[4]) {
   *reinterpret_cast<uint4*>(global) = make_uint4(s[0], s[1], s[2], s[3]);
 }
 
-// d[16 x 8] += a[16 x 64, 2:4] b[64 x 8]; `e` holds which two of each four. Ordered metadata is native
-// on every architecture from sm_80; the unordered form is emulated in software from sm_100. Sums wrap.
-EDGEKD_DEVICE void mma_sparse(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], uint32_t e) {
+// d[16 x 8] += a[16 x 64, 2:4] b[64 x 8]; `metadata` says which two of each four of k are kept (layout.h).
+//
+// k64 and not k32: the shorter form takes half the multiplications an instruction, and on A100 does not
+// reach the peak. Its last operand, the sparsity selector, says which lanes of a quad supply metadata;
+// here all four do, and 0 is all there is to say. Ordered metadata is native on every architecture from
+// sm_80, the unordered form is emulated in software from sm_100; two positions that do not increase are
+// undefined behaviour, which the packing refuses and the emulator reports. Sums wrap.
+EDGEKD_DEVICE void mma_sparse(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4],
+                              uint32_t metadata) {
   asm volatile(
       "mma.sp::ordered_metadata.sync.aligned.m16n8k64.row.col.s32.s8.s8.s32 "
       "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9,%10,%11}, {%0,%1,%2,%3}, %12, 0x0;"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(e));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(metadata));
 }
 
 // d[16 x 8] += a[16 x 32] b[32 x 8]
@@ -103,9 +109,21 @@ EDGEKD_DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
 EDGEKD_DEVICE float multiply(float a, float b) { return __fmul_rn(a, b); }
 EDGEKD_DEVICE float multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 EDGEKD_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
+EDGEKD_DEVICE float absolute(float a) { return fabsf(a); }
 EDGEKD_DEVICE float minimum(float a, float b) { return fminf(a, b); }
 EDGEKD_DEVICE float maximum(float a, float b) { return fmaxf(a, b); }
+// To the nearest, ties to even; past the ends of int the end, and of NaN 0.
 EDGEKD_DEVICE int round_to_int(float a) { return __float2int_rn(a); }
+// Four ints saturated to int8, the first in the lowest byte.
+EDGEKD_DEVICE uint32_t pack_saturated(int a, int b, int c, int d) {
+  uint32_t packed;
+  asm("{ .reg .b32 upper;\n"
+      "  cvt.pack.sat.s8.s32.b32 upper, %4, %3, 0;\n"
+      "  cvt.pack.sat.s8.s32.b32 %0, %2, %1, upper; }"
+      : "=r"(packed)
+      : "r"(a), "r"(b), "r"(c), "r"(d));
+  return packed;
+}
 EDGEKD_DEVICE uint32_t half_bits(float a) {
   uint16_t bits;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(a));

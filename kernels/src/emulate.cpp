@@ -73,7 +73,8 @@ int edgekd_emulator_mma(int kind, const uint32_t* a, const uint32_t* b, const ui
 // The epilogue's arithmetic, element by element, for tests against NumPy: what(y) or quantize(y / scale).
 void edgekd_emulator_quantize(const float* y, float scale, int64_t count, int8_t* q) {
   const edgekd::Quantizer by = edgekd::quantizer(scale);
-  for (int64_t i = 0; i < count; ++i) q[i] = static_cast<int8_t>(edgekd::quantize(y[i], by));
+  for (int64_t i = 0; i < count; ++i)
+    q[i] = static_cast<int8_t>(edgekd::pack_saturated(edgekd::quantize(y[i], by), 0, 0, 0));
 }
 void edgekd_emulator_gelu(const float* x, int64_t count, float* y) {
   for (int64_t i = 0; i < count; ++i) y[i] = edgekd::gelu(x[i]);

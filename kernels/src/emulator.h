@@ -42,7 +42,7 @@ namespace edgekd {
 
 struct Counters {
   uint64_t mma_sparse, mma_dense, matrix_loads, matrix_wavefronts, shared_loads, shared_wavefronts,
-      copies, block_barriers, global_stores;
+      copies, block_barriers, global_stores, global_loads;
 };
 
 struct Buffer {
@@ -409,6 +409,7 @@ EDGEKD_DEVICE void store_shared(uint32_t shared, const int (&s)[4]) {
 }
 EDGEKD_DEVICE void load_weights(uint32_t (&d)[4], const void* global) {
   Emulator::here().check_global(global, 16, false, 16);
+  ++Emulator::here().counters.global_loads;
   std::memcpy(d, global, sizeof d);
 }
 EDGEKD_DEVICE void load_global(uint32_t (&d)[4], const void* global) { load_weights(d, global); }
@@ -456,11 +457,13 @@ EDGEKD_DEVICE void execute_sparse(Emulator& e, Emulator::Warp& w) {
   ++e.counters.mma_sparse;
 }
 
-EDGEKD_DEVICE void mma_sparse(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4], uint32_t m) {
+EDGEKD_DEVICE void mma_sparse(int (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[4],
+                              uint32_t metadata) {
   Emulator& e = Emulator::here();
   Emulator::Warp& w = e.warp();
   const int l = e.lane();
-  std::memcpy(w.a[l], a, 16), std::memcpy(w.b[l], b, 16), std::memcpy(w.d[l], d, 16), w.e[l] = m;
+  std::memcpy(w.a[l], a, 16), std::memcpy(w.b[l], b, 16), std::memcpy(w.d[l], d, 16);
+  w.e[l] = metadata;
   e.together("mma.sp", [&](Emulator::Warp& all) { execute_sparse(e, all); });
   std::memcpy(d, w.d[l], 16);
 }
@@ -501,9 +504,19 @@ EDGEKD_DEVICE float add(float a, float b) { return a + b; }
 EDGEKD_DEVICE float multiply(float a, float b) { return a * b; }
 EDGEKD_DEVICE float multiply_add(float a, float b, float c) { return std::fmaf(a, b, c); }
 EDGEKD_DEVICE float divide(float a, float b) { return a / b; }
+EDGEKD_DEVICE float absolute(float a) { return std::fabs(a); }
 EDGEKD_DEVICE float minimum(float a, float b) { return std::fminf(a, b); }
 EDGEKD_DEVICE float maximum(float a, float b) { return std::fmaxf(a, b); }
-EDGEKD_DEVICE int round_to_int(float a) { return static_cast<int>(std::lrintf(a)); }
+EDGEKD_DEVICE int round_to_int(float a) {
+  if (std::isnan(a)) return 0;
+  return a >= 0x1p31f ? INT32_MAX : a < -0x1p31f ? INT32_MIN : static_cast<int>(std::lrintf(a));
+}
+EDGEKD_DEVICE uint32_t pack_saturated(int a, int b, int c, int d) {
+  uint32_t packed = 0;
+  for (const int each : {d, c, b, a})
+    packed = packed << 8 | static_cast<uint8_t>(each < -128 ? -128 : each > 127 ? 127 : each);
+  return packed;
+}
 EDGEKD_DEVICE uint32_t half_bits(float a) {
   const _Float16 h = static_cast<_Float16>(a);
   uint16_t bits;

@@ -23,7 +23,8 @@ struct LargeM {
   static constexpr int kSlabs = slabs_, kBlocks = blocks_;
   static constexpr int kK = kSlabs * kSlab;
   static constexpr int kFeatureWarps = kFeatures / kSlab;
-  static constexpr int kThreads = kFeatureWarps * (kTokens / kWarpTokens) * kLanes;
+  static constexpr int kWarps = kFeatureWarps * (kTokens / kWarpTokens);
+  static constexpr int kThreads = kWarps * kLanes;
   static constexpr int kGroups = kWarpTokens / kTileTokens;
   static constexpr int kTokenBytes = kTokens * kK;
   static_assert(kFeatures % kSlab == 0 && kTokens % kWarpTokens == 0, "whole warps");
@@ -37,15 +38,16 @@ struct LargeM {
   static constexpr int kWeightBytes = kFeatureWarps * kSlabs * Weights::kSlabBytes;
   template <class Weights>
   static constexpr int kSharedBytes = kStages<Weights> * (kWeightBytes<Weights> + kTokenBytes);
+  // Wavefronts of shared memory for a slab of k: every warp reads, once it is written.
+  static constexpr int kSharedClocks = kWarps * (kSparseVectors + kGroups) * kVectorWavefronts +
+                                       (kFeatureWarps * kSparseSlabBytes + kTokens * kSlab) / kBankBytes;
 };
 
-// `bytes` of consecutive 16-byte chunks, shared out over the block's threads.
+// The 16-byte chunks of something, shared out over the block's threads: chunk `thread + j threads`.
 template <int threads, int chunks, class Copy>
 EDGEKD_DEVICE void each_chunk(Copy copy) {
-  EDGEKD_UNROLL for (int j = 0; j * threads < chunks; ++j) {
-    const int chunk = thread_index() + j * threads;
-    if ((j + 1) * threads <= chunks || chunk < chunks) copy(chunk, j);
-  }
+  EDGEKD_UNROLL for (int j = 0; j * threads < chunks; ++j)
+    if ((j + 1) * threads <= chunks || thread_index() + j * threads < chunks) copy(j);
 }
 
 template <class Tile, class Weights, Output output>
@@ -56,8 +58,11 @@ EDGEKD_DEVICE void large_m(EDGEKD_GEMM_PARAMETERS) {
   constexpr int kStageBytes = kWeightBytes + Tile::kTokenBytes;
   constexpr int kRowChunks = Tile::kK / kVectorBytes;
   constexpr int kTokenChunks = Tile::kTokens * kRowChunks;
-  constexpr int kSlabChunks = kSlabs * Weights::kSlabBytes / kVectorBytes;  // of 64 features a stage
-  constexpr int kCopies = (kTokenChunks + Tile::kThreads - 1) / Tile::kThreads;
+  // 64 features of a stage lie together in the weight stream, the next 64 a row of slabs further on.
+  constexpr int kRowOfSlabsChunks = kSlabs * Weights::kSlabBytes / kVectorBytes;
+  constexpr int kWeightChunks = Tile::kFeatureWarps * kRowOfSlabsChunks;
+  constexpr int kWeightCopies = (kWeightChunks + Tile::kThreads - 1) / Tile::kThreads;
+  constexpr int kTokenCopies = (kTokenChunks + Tile::kThreads - 1) / Tile::kThreads;
   const int warp = thread_index() / kLanes, lane = thread_index() % kLanes;
   const int feature_warp = warp % Tile::kFeatureWarps, token_warp = warp / Tile::kFeatureWarps;
   const int first_feature = block_x() * Tile::kFeatures, first_token = block_y() * Tile::kTokens;
@@ -71,22 +76,25 @@ EDGEKD_DEVICE void large_m(EDGEKD_GEMM_PARAMETERS) {
   static_assert(kRowsApart % 8 == 0, "one swizzle for all chunks of a thread");
   const int own_row = thread_index() / kRowChunks, own_chunk = thread_index() % kRowChunks;
   const uint32_t token_to = shared + kWeightBytes + token_offset<Tile::kK>(own_row, own_chunk);
-  int token_from[kCopies];  // 32 bits are enough for m k, and half the registers of pointers
-  EDGEKD_UNROLL for (int j = 0; j < kCopies; ++j) {
+  int token_from[kTokenCopies];  // 32 bits are enough for m k, and half the registers of pointers
+  EDGEKD_UNROLL for (int j = 0; j < kTokenCopies; ++j) {
     const int row = first_token + own_row + j * kRowsApart;
     token_from[j] = (row < m ? row : m - 1) * k + own_chunk * kVectorBytes;
   }
-  const uint8_t* weights_from =
-      weights + static_cast<size_t>(first_feature / kSlab) * slabs * Weights::kSlabBytes;
+  uint32_t weight_from[kWeightCopies];
+  EDGEKD_UNROLL for (int j = 0; j < kWeightCopies; ++j) {
+    const int chunk = thread_index() + j * Tile::kThreads;
+    const uint32_t row_of_slabs = first_feature / kSlab + chunk / kRowOfSlabsChunks;
+    weight_from[j] = row_of_slabs * slabs * Weights::kSlabBytes + chunk % kRowOfSlabsChunks * kVectorBytes;
+  }
+  const uint32_t weight_to = shared + thread_index() * kVectorBytes;
   auto copy_stage = [&](int step, int stage) {
-    EDGEKD_UNROLL for (int f = 0; f < Tile::kFeatureWarps; ++f)
-      each_chunk<Tile::kThreads, kSlabChunks>([&](int chunk, int) {
-        copy_async(shared + stage * kStageBytes + (f * kSlabChunks + chunk) * kVectorBytes,
-                   weights_from +
-                       (static_cast<size_t>(f) * slabs + step * kSlabs) * Weights::kSlabBytes +
-                       chunk * kVectorBytes);
-      });
-    each_chunk<Tile::kThreads, kTokenChunks>([&](int, int j) {
+    const uint8_t* weights_of_step = weights + step * (kSlabs * Weights::kSlabBytes);
+    each_chunk<Tile::kThreads, kWeightChunks>([&](int j) {
+      copy_async(weight_to + stage * kStageBytes + j * Tile::kThreads * kVectorBytes,
+                 weights_of_step + weight_from[j]);
+    });
+    each_chunk<Tile::kThreads, kTokenChunks>([&](int j) {
       copy_async(token_to + j * kRowsApart * Tile::kK + stage * kStageBytes,
                  x + token_from[j] + step * Tile::kK);
     });
@@ -101,22 +109,23 @@ EDGEKD_DEVICE void large_m(EDGEKD_GEMM_PARAMETERS) {
   for (int step = 0; step < steps; ++step) {
     wait_copies<kStages - 2>();
     barrier();
-    const int next = step + kStages - 1;
-    if (next < steps) copy_stage(next, stage == 0 ? kStages - 1 : stage - 1);
-    commit_copies();
     const uint32_t here = shared + stage * kStageBytes;
     EDGEKD_UNROLL for (int s = 0; s < kSlabs; ++s) {
-      uint32_t slab[Weights::kVectors][4];
+      uint32_t slab[Weights::kVectors][4], tokens[kGroups][4];
       EDGEKD_UNROLL for (int v = 0; v < Weights::kVectors; ++v)
         load_shared(slab[v], here + (feature_warp * kSlabs + s) * Weights::kSlabBytes +
                                  v * kWarpVectorBytes + lane * kVectorBytes);
-      EDGEKD_UNROLL for (int j = 0; j < kGroups; ++j) {
-        uint32_t b[4];
-        load_matrices(b, here + kWeightBytes +
-                             token_offset<Tile::kK>(token_warp * Tile::kWarpTokens + 8 * j + lane % 8,
-                                                    4 * s + lane / 8));
-        EDGEKD_UNROLL for (int i = 0; i < kTiles; ++i) Weights::multiply(acc[i][j], slab, i, b);
+      EDGEKD_UNROLL for (int j = 0; j < kGroups; ++j)
+        load_matrices(tokens[j], here + kWeightBytes +
+                                     token_offset<Tile::kK>(
+                                         token_warp * Tile::kWarpTokens + 8 * j + lane % 8, 4 * s + lane / 8));
+      if (s == 0) {  // behind the first loads: the MMAs wait for those, and for these copies nobody does
+        const int next = step + kStages - 1;
+        if (next < steps) copy_stage(next, stage == 0 ? kStages - 1 : stage - 1);
+        commit_copies();
       }
+      EDGEKD_UNROLL for (int j = 0; j < kGroups; ++j)
+        EDGEKD_UNROLL for (int i = 0; i < kTiles; ++i) Weights::multiply(acc[i][j], slab, i, tokens[j]);
     }
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }

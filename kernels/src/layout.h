@@ -8,8 +8,23 @@
 // output features are rows of the MMA (16 of them) and tokens are its columns (8 of them). A tile of
 // tokens is then any multiple of 8: 197 tokens of a ViT cost 200, not 256.
 //
+// 2:4 means that of each four weights along k, a group, at most two are not zero. Stored are two values a
+// group, and where they stood: 4 bits, the first's place in the lower two, the second's, which is larger,
+// in the upper two. Group c of 32 columns is bits 4c .. 4c + 3 of a 32-bit word:
+//
+//     weights   0 0 7 0   5 0 0 9   0 0 0 0      a lone value takes any other place beside it,
+//     values    0 7       5 9       0 0          an empty group two: they still have to increase
+//     places    0 2       0 3       0 1
+//     bits      1000      1100      0100         word 0x...4C8
+//
+// The MMA reads a token's value at each place. So the kept values of columns 8t .. 8t + 7, two groups, are
+// the word of stored columns 4t .. 4t + 3: what lane t of four holds in a0 (row g) and a1 (row g + 8), and
+// of columns 32 + 8t .. in a2 and a3, below.
+//
 // Source: PTX ISA, "Matrix Fragments for mma.m16n8k32 / mma.m16n8k64 with .s8" and "Sparse matrix
-// storage". A lane is 4 g + t: g = lane / 4 names a row or column, t = lane % 4 a place along k.
+// storage". Which lane supplies whose metadata it shows as a picture; CUTLASS's reordering of it says the
+// same (tests/kernels/test_fragments.py), and so does what nvcc makes of unordered metadata for sm_100.
+// A lane is 4 g + t: g = lane / 4 names a row or column, t = lane % 4 a place along k.
 #pragma once
 
 #include <cstdint>
@@ -68,6 +83,8 @@ constexpr int feature(int tile, int row) { return 8 * (row % 8) + 2 * tile + row
 
 constexpr int kVectorBytes = 16;
 constexpr int kWarpVectorBytes = kLanes * kVectorBytes;
+constexpr int kBankBytes = 128;  // what shared memory moves in a wavefront, one a clock
+constexpr int kVectorWavefronts = kWarpVectorBytes / kBankBytes;
 
 // Sparse: vectors 0..3 hold the kept values of tile 0..3; vector 4 holds a metadata word of each tile.
 constexpr int kSparseVectors = 5;

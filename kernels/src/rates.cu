@@ -3,17 +3,22 @@
 #include <cuda_runtime.h>
 
 #include "edgekd_kernels.h"
+#include "layout.h"
 #include "primitives.h"
 
 namespace edgekd {
 
 constexpr int kIterations = 4096, kChains = 8;  // independent sums hide the instruction's latency
+constexpr int kMostWarps = 16;
 
 template <bool sparse>
-__global__ void rate(int* sink) {
+EDGEKD_DEVICE void rate(int* sink) {
   int d[kChains][4] = {};
-  const uint32_t t = threadIdx.x;
-  const uint32_t a[4] = {t, t + 1, t + 2, t + 3}, b[4] = {t + 4, t + 5, t + 6, t + 7};
+  uint32_t a[4], b[4];  // bits of all kinds: operands of zeros draw less power, and clocks rise
+  EDGEKD_UNROLL for (int i = 0; i < 4; ++i) {
+    a[i] = (8u * thread_index() + i + 1) * 0x9E3779B9u;
+    b[i] = (8u * thread_index() + i + 5) * 0x85EBCA6Bu;
+  }
   for (int i = 0; i < kIterations; ++i)
     EDGEKD_UNROLL for (int j = 0; j < kChains; ++j) {
       if constexpr (sparse)
@@ -23,27 +28,31 @@ __global__ void rate(int* sink) {
     }
   int total = 0;  // stored, so that nothing is optimised away
   EDGEKD_UNROLL for (int j = 0; j < kChains; ++j) total += d[j][0] + d[j][1] + d[j][2] + d[j][3];
-  sink[blockIdx.x * blockDim.x + threadIdx.x] = total;
+  sink[block_x() * kMostWarps * kLanes + thread_index()] = total;
 }
 
-template <bool sparse>
-cudaError_t measure(int blocks, int threads, int* sink, float* milliseconds) {
-  cudaEvent_t start, end;
+EDGEKD_KERNEL void rate_of_sparse(int* sink) { rate<true>(sink); }
+EDGEKD_KERNEL void rate_of_dense(int* sink) { rate<false>(sink); }
+
+// The least milliseconds of a few; the first warms up.
+inline cudaError_t measure(void (*kernel)(int*), int blocks, int threads, int* sink, float* milliseconds) {
+  cudaEvent_t start = nullptr, end = nullptr;
   cudaError_t error = cudaEventCreate(&start);
   if (!error) error = cudaEventCreate(&end);
-  if (error) return error;
   *milliseconds = 1e30f;
   for (int repetition = 0; repetition < 6 && !error; ++repetition) {
-    cudaEventRecord(start);
-    rate<sparse><<<blocks, threads>>>(sink);
-    error = cudaGetLastError();  // or what did not start would be fast
-    cudaEventRecord(end);
+    cudaLaunchConfig_t how = {};
+    how.gridDim = dim3(blocks), how.blockDim = dim3(threads);
+    error = cudaEventRecord(start);
+    if (!error) error = cudaLaunchKernelEx(&how, kernel, sink);
+    if (!error) error = cudaEventRecord(end);
     if (!error) error = cudaEventSynchronize(end);
     float took = 0;
     if (!error) error = cudaEventElapsedTime(&took, start, end);
-    if (!error && repetition > 0 && took < *milliseconds) *milliseconds = took;  // the first warms up
+    if (!error && repetition > 0 && took < *milliseconds) *milliseconds = took;
   }
-  cudaEventDestroy(start), cudaEventDestroy(end);
+  if (start) cudaEventDestroy(start);
+  if (end) cudaEventDestroy(end);
   return error;
 }
 
@@ -53,21 +62,26 @@ cudaError_t measure(int blocks, int threads, int* sink, float* milliseconds) {
 // warps a multiprocessor. Returns a status; 0 operations where it fails.
 extern "C" int edgekd_raw_rate(int kind, double* multiply_adds_per_second) {
   using namespace edgekd;
+  if (multiply_adds_per_second == nullptr) return EDGEKD_NULL_POINTER;
   *multiply_adds_per_second = 0;
+  if (kind != EDGEKD_SPARSE && kind != EDGEKD_DENSE) return EDGEKD_BAD_NAME;
+  const bool sparse = kind == EDGEKD_SPARSE;
   int device = 0, blocks = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (!error) error = cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, device);
-  int* sink = nullptr;
-  if (!error) error = cudaMalloc(&sink, sizeof(int) * blocks * 512);
-  for (int warps = 4; warps <= 16 && !error; warps *= 2) {
+  void* sink = nullptr;
+  if (!error) error = cudaMalloc(&sink, sizeof(int) * blocks * kMostWarps * kLanes);
+  double best = 0;
+  for (int warps = 4; warps <= kMostWarps && !error; warps *= 2) {
     float milliseconds = 0;
-    error = kind == EDGEKD_SPARSE ? measure<true>(blocks, 32 * warps, sink, &milliseconds)
-                                  : measure<false>(blocks, 32 * warps, sink, &milliseconds);
-    const double each = 16.0 * 8 * (kind == EDGEKD_SPARSE ? 64 : 32);
+    error = measure(sparse ? rate_of_sparse : rate_of_dense, blocks, kLanes * warps,
+                    static_cast<int*>(sink), &milliseconds);
+    const double each = kTileRows * kTileTokens * (sparse ? 64.0 : 32.0);
     const double rate = each * kChains * kIterations * blocks * warps / (milliseconds * 1e-3);
-    if (!error && rate > *multiply_adds_per_second) *multiply_adds_per_second = rate;
+    if (rate > best) best = rate;
   }
-  cudaFree(sink);
+  if (sink) cudaFree(sink);
+  if (!error) *multiply_adds_per_second = best;
   if (error) cudaGetLastError();  // told by the status; left behind, it would fail the next launch
   return error ? EDGEKD_LAUNCH_FAILED : EDGEKD_OK;
 }

@@ -30,6 +30,8 @@ struct SmallM {
   static constexpr int kSumsBytes = kWarps * kGroups * kTiles * kWarpVectorBytes;
   template <class Weights>  // the same for both kinds: weights never pass through it
   static constexpr int kSharedBytes = kPipelineBytes > kSumsBytes ? kPipelineBytes : kSumsBytes;
+  // Wavefronts of shared memory for a slab of k: the tokens, written and read once.
+  static constexpr int kSharedClocks = kGroups * kVectorWavefronts + kStageBytes / kBankBytes;
   static_assert(kTokens % kTileTokens == 0, "an MMA has 8 tokens");
   static_assert(kStages >= 2 && kAhead >= 1, "something must be in flight");
   static_assert(kPipelineBytes <= 48 * 1024 && kSumsBytes <= 48 * 1024, "no launch attribute");

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from edgekd.artifact import Artifact
 from edgekd.bench.scenario import Scenario
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny import reports
+from tiny import programs, reports
 
 
 @pytest.fixture
@@ -104,3 +104,49 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     for name, value in stand_in.parts().items():
         monkeypatch.setattr(torch.cuda, name, value)
     return stand_in
+
+
+RATES = {"sparse": 40.0, "dense": 20.0, "r": 2.0}
+
+
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from kernels.conftest import SOURCES, compile_emulator
+
+    folder = tmp_path_factory.mktemp("emulator")
+    compile_emulator(SOURCES, folder)
+    return folder / "libedgekd_emulator.so"
+
+
+@pytest.fixture
+def gpu(cuda: Cuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The kernels' program, small; our sparse GEMMs take 10 us, dense ones 15, cuBLAS's 30."""
+    import torch
+
+    from edgekd import torch_ops
+    from edgekd.engine.native import Kernels
+
+    module = programs.load("bench/kernels/gpu.py")
+    right, product = Kernels.gemm, torch._int_mm
+
+    def gemm(self: Kernels, *rest: Any, **more: Any) -> None:
+        right(self, *rest, **more)
+        cuda.spend(10 if more.get("sparse", True) else 15)
+
+    def int_mm(*operands: torch.Tensor) -> torch.Tensor:
+        cuda.spend(30)
+        return product(*operands)
+
+    monkeypatch.setattr(Kernels, "gemm", gemm)
+    monkeypatch.setattr(torch, "_int_mm", int_mm)
+    monkeypatch.setattr(torch_ops, "_libraries", {})
+    monkeypatch.setattr(module.cases, "DEVICE", "cpu")
+    monkeypatch.setattr(sys.modules["results"], "FOLDER", tmp_path)
+    for owner, name, small in (
+        (module, "LAYERS", ((256, 128), (384, 384))), (module, "TOKENS", (8, 200)),
+        (module, "COMPARED_TOKENS", (3,)), (module.timing, "REPETITIONS", 2),
+        (module.timing, "CALLS", 2), (module.timing, "bandwidth", lambda: 1000.0),
+        (module.timing, "raw_rates", lambda _: RATES), (module.roofline, "LARGE_M", 200),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, small)
+    return module

@@ -8,59 +8,20 @@ from __future__ import annotations
 import ctypes
 import json
 import re
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from kernels.conftest import SOURCES, compile_emulator
 from tiny import programs
 
-from edgekd import torch_ops
 from edgekd.engine.native import Kernels
 from edgekd.errors import ToolchainError
 
 RATES = {"sparse": 40.0, "dense": 20.0, "r": 2.0}
 RIGHT = Kernels.gemm
-
-
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("emulator")
-    compile_emulator(SOURCES, folder)
-    return folder / "libedgekd_emulator.so"
-
-
-@pytest.fixture
-def gpu(cuda: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """The program, small; a sparse GEMM of ours takes 10 us, a dense one 15, cuBLASLt's 30."""
-    module = programs.load("bench/kernels/gpu.py")
-
-    def gemm(self: Kernels, *rest: Any, **more: Any) -> None:
-        RIGHT(self, *rest, **more)
-        cuda.spend(10 if more.get("sparse", True) else 15)
-
-    def int_mm(*operands: torch.Tensor) -> torch.Tensor:
-        cuda.spend(30)
-        return product(*operands)
-
-    product = torch._int_mm
-    monkeypatch.setattr(Kernels, "gemm", gemm)
-    monkeypatch.setattr(torch, "_int_mm", int_mm)
-    monkeypatch.setattr(torch_ops, "_libraries", {})
-    monkeypatch.setattr(module.cases, "DEVICE", "cpu")
-    monkeypatch.setattr(sys.modules["results"], "FOLDER", tmp_path)
-    for owner, name, small in (
-        (module, "LAYERS", ((256, 128), (384, 384))), (module, "TOKENS", (8, 200)),
-        (module, "COMPARED_TOKENS", (3,)), (module.timing, "REPETITIONS", 2),
-        (module.timing, "CALLS", 2), (module.timing, "bandwidth", lambda: 1000.0),
-        (module.timing, "raw_rates", lambda _: RATES), (module.roofline, "LARGE_M", 200),
-    ):  # fmt: skip
-        monkeypatch.setattr(owner, name, small)
-    return module
 
 
 def run(gpu: ModuleType, emulator: Path, *more: str) -> Path:
@@ -85,8 +46,11 @@ def test_it_runs_to_a_result_and_a_plot(
         (8, "warm"), (200, "warm"), (8, "flushed"), (200, "flushed"),
     ]  # fmt: skip
     for row in found["rows"]:
-        assert row["us"] == {"sparse": 10.0, "dense_twin": 15.0, "sparse_s32": 10.0,
-                             "cublaslt_s32": 30.0, "cublaslt_and_epilogue": 30.0}  # fmt: skip
+        assert row["us"] == {
+            "sparse": 10.0, "dense_twin": 15.0, "sparse_s32": 10.0, "dense_twin_s32": 15.0,
+            "cublaslt_s32": 30.0, "cublaslt_and_epilogue": 30.0,
+        }  # fmt: skip
+        assert (row["output"], row["residual"]) == ("f16", True)
         assert row["algorithms"] == {"cublaslt": "torch._int_mm's own choice"}
         refusal = row["not_measured"]["cusparselt"]
         assert refusal.startswith("not measured: ")
@@ -95,10 +59,11 @@ def test_it_runs_to_a_result_and_a_plot(
     # 256 x 128 is too small for no tile: every one has its time, on both numbers of tokens.
     tiles = Kernels(emulator).tiles
     assert [row["us"] for row in found["tiles"]] == [dict.fromkeys(tiles, 10.0)] * 2
+    assert [row["dense_us"] for row in found["tiles"]] == [dict.fromkeys(tiles, 15.0)] * 2
     assert found["choice"] == {"shapes": 2, "slower_than": 1.05, "lost": []}
-    assert [aim["shapes"] for aim in found["aims"]] == [2, 0, 2, 0, 0, 0]
-    assert found["aims"][4]["met"] is None
-    assert (found["not_measured"], found["peers_epilogue"]) == ([], "eager")
+    assert [aim["shapes"] for aim in found["aims"]] == [2, 0, 2, 1, 2, 0, 0, 0, 0]
+    assert found["aims"][6]["met"] is None
+    assert (found["not_measured"], found["peers_epilogue"]) == ([], {"f16": "eager"})
     assert set(found["state_before"]) == set(found["state_after"])
 
 
@@ -118,6 +83,38 @@ def times(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, small)
     return gpu
+
+
+def test_l2_is_flushed_with_twice_its_size(
+    times: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, flushed = times.timing.shape_row, {}
+
+    def row(case: Any, tile: str, l2: str, flush: Any) -> Any:
+        flushed[l2] = None if flush is None else flush.numel() * flush.element_size()
+        return right(case, tile, l2, flush)
+
+    monkeypatch.setattr(times.timing, "shape_row", row)
+    run(times, emulator)
+    assert flushed == {"warm": None, "flushed": 2 * 64}
+
+
+def test_both_operators_of_torch_are_compared_with_every_epilogue(
+    gpu: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, compared = gpu.equality.difference, []
+
+    def difference(got: torch.Tensor, wanted: torch.Tensor) -> str:
+        compared.append(got.dtype)
+        return "off" if len(compared) % 2 else str(right(got, wanted))
+
+    monkeypatch.setattr(gpu.equality, "difference", difference)
+    kernels = Kernels(emulator)
+    found = gpu.equality.operators(emulator, kernels, gpu.Layer(kernels, 64, 64))
+    assert len(compared) == 10
+    # The first of each two is told: they are asked in turns.
+    assert set(found) == {f"sparse_gemm_s8 {output}" for output in ("s32", "f16", "s8", "gelu_s8")}
+    assert found["sparse_gemm_s8 s8"] == "torch.ops.edgekd.sparse_gemm_s8 s8: off"
 
 
 def test_when_the_minutes_are_over_no_layer_is_begun(times: ModuleType, emulator: Path) -> None:
@@ -145,7 +142,7 @@ def test_a_run_that_is_cut_off_keeps_each_layer(
         run(times, emulator)
     found = json.loads((tmp_path / "kernels-stand-in-no-gpu.json").read_text())
     assert [(row["n"], row["m"]) for row in found["rows"]] == [(64, 1), (64, 9)]
-    assert [aim["shapes"] for aim in found["aims"]] == [1, 0, 1, 0, 0, 0]
+    assert [aim["shapes"] for aim in found["aims"]] == [1, 0, 1, 2, 1, 0, 0, 0, 0]
     # The quick pass over every shape was first; the other tiles are for more features.
     assert len(found["tiles"]) == found["choice"]["shapes"] == 4
     assert set(found["tiles"][0]["us"]) == {
@@ -267,66 +264,6 @@ def test_every_tile_must_take_a_shape(gpu: ModuleType, emulator: Path) -> None:
     assert not any("small_t8" in name for name in found["differ"])
 
 
-@pytest.mark.parametrize("searched", [True, False], ids=["mm_search", "the older search"])
-def test_every_peer_does_the_same_work(
-    gpu: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch, searched: bool
-) -> None:
-    wrong = 0
-    best = (3, 4, 1) if searched else (3,)
-
-    def search(*operands: Any) -> Any:
-        assert operands[2:] == (None, None, torch.int32, True)
-        return (*best, 9) if searched else 3
-
-    def product(weights: torch.Tensor, tokens: torch.Tensor, *rest: Any) -> torch.Tensor:
-        assert rest == (None, None, torch.int32, True, *best)
-        return (weights.double() @ tokens.double()).int().t().contiguous() + wrong
-
-    monkeypatch.setattr(torch, "_cslt_compress", lambda weights: weights)
-    monkeypatch.setattr(torch, "_cslt_sparse_mm", product)
-    if searched:
-        found = SimpleNamespace(mm_search=search)
-        monkeypatch.setattr(torch._C, "_cusparselt", found, raising=False)
-    else:
-        monkeypatch.delattr(torch._C, "_cusparselt", raising=False)
-        monkeypatch.setattr(torch, "_cslt_sparse_mm_search", search)
-    layer = gpu.Layer(Kernels(emulator), 384, 384)
-    case = gpu.Case(layer, 8)
-    case.ours("gelu_s8", True)()
-    sparse = case.y("gelu_s8").clone()
-    case.ours("gelu_s8", False)()
-    assert torch.equal(case.y("gelu_s8"), sparse)
-    assert case.peers.not_measured == {}
-    assert case.peers.algorithms["cusparselt"] == (
-        "torch._C._cusparselt.mm_search: algorithm 3, split_k 4, mode 1"
-        if searched
-        else "torch._cslt_sparse_mm_search, which cuts no k: algorithm 3"
-    )
-    for name in ("cublaslt", "cusparselt"):
-        assert torch.equal(case.peers.calls[f"{name}_s32"]()[:8], case.y("s32"))
-        finished = case.peers.calls[f"{name}_and_epilogue"]()
-        assert finished.is_contiguous()
-        steps = (finished.int() - sparse.int()).abs()
-        assert steps.max() <= 1
-        assert steps.double().mean() < 1e-3
-    wrong = 1
-    peers = gpu.Case(layer, 8).peers
-    assert peers.not_measured == {"cusparselt": "not measured: 3072 sums are not ours"}
-    assert set(peers.calls) == {"cublaslt_s32", "cublaslt_and_epilogue"}
-
-
-def test_a_peer_that_fails_in_whatever_way_ends_nothing(
-    gpu: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: Any) -> Any:
-        raise KeyError
-
-    monkeypatch.setattr(torch, "_cslt_compress", fails)
-    peers = gpu.Case(gpu.Layer(Kernels(emulator), 64, 64), 8).peers
-    assert peers.not_measured == {"cusparselt": "not measured: KeyError"}
-    assert set(peers.calls) == {"cublaslt_s32", "cublaslt_and_epilogue"}
-
-
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     module = programs.load("bench/kernels/gpu.py")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -352,13 +289,14 @@ def test_what_the_kernels_are_held_to() -> None:
         row(8, 1536, 384, "small_t8", 10.0, 12.0, 9.0),  # a loss
         row(8, 1024, 1024, "small_t8", 10.0, 12.0, 9.0),  # ViT-L: not asked
     ]
-    twin, busy, raw, busy_raw, peer, bare = roofline.aims(rows, RATES)
+    twin, busy, _, _, raw, busy_raw, peer, bare, _ = roofline.aims(rows, [], RATES)
     assert (twin["least"], twin["shapes"], twin["share_found"], twin["met"]) == (1.5, 2, 0.5, False)
     assert [(each["m"], each["found"]) for each in twin["short"]] == [(6304, 1.4)]
     # Both take more than 10 us at the raw rate: 93 and 93.
     assert (busy["shapes"], busy_raw["shapes"]) == (2, 2)
     short = row(1576, 192, 192, "large_64x128", 5.0, 5.0, None)
-    assert [aim["shapes"] for aim in roofline.aims([short], RATES)] == [1, 0, 1, 0, 0, 0]
+    found = [aim["shapes"] for aim in roofline.aims([short], [], RATES)]
+    assert found == [1, 0, 0, 0, 1, 0, 0, 0, 0]
     assert (bare["share_found"], bare["share_wanted"], bare["met"]) == (1.0, None, None)
     # 3.718e9 multiply-adds in 100 us are 0.93 of 40e12 a second, 3.718e9 in 150 us 0.62.
     assert [(each["m"], each["found"]) for each in raw["short"]] == [(6304, 0.62)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tiny import programs
 
 
@@ -29,14 +30,15 @@ def timing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_a_replay_that_is_not_timed_goes_directly_before_each_that_is(
+def test_two_replays_that_are_not_timed_go_directly_before_each_that_is(
     timing: ModuleType, cuda: Any
 ) -> None:
     found = timing.timed({"a": lambda: cuda.spend(5), "b": lambda: cuda.spend(8)})
     assert found == timing.Timed({"a": 5.0, "b": 8.0}, {"a": 0.0, "b": 0.0}, {})
     turn = [
-        "replay 10", "event", "replay 10", "event", "replay 16", "event", "replay 16", "event",
-    ]  # fmt: skip
+        *("replay 10", "replay 10", "event", "replay 10", "event"),
+        *("replay 16", "replay 16", "event", "replay 16", "event"),
+    ]
     assert cuda.log == 3 * turn
 
 
@@ -93,3 +95,47 @@ def test_the_state_of_a_machine_without_nvidia_smi_is_unavailable(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     assert "nvidia-smi" in timing.state()["unavailable"]
+
+
+def test_the_raw_rates_take_turns_and_each_ones_best_counts(
+    timing: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    rising = {0: iter([30e12, 40e12, 10e12]), 1: iter([1e12, 20e12, 16e12, 18e12])}
+
+    def rate(kind: int, to: Any) -> int:
+        asked.append(kind)
+        to._obj.value = next(rising[kind])
+        return 0
+
+    monkeypatch.setattr(timing, "RATES_ROUNDS", 3)
+    seconds = iter([0.0, 0.0, timing.WARM_SECONDS])
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    library = SimpleNamespace(edgekd_raw_rate=rate)
+    found = timing.raw_rates(SimpleNamespace(library=library))
+    assert asked == [1, 0, 1, 0, 1, 0, 1]
+    state = found.pop("state")
+    assert found == {"sparse": 40.0, "dense": 20.0, "r": 2.0}
+    assert set(state) in ({"unavailable"}, set(timing.STATE))
+
+
+def test_a_rate_that_fails_ends_it(timing: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = SimpleNamespace(edgekd_raw_rate=lambda kind, _: 0 if kind else 7)
+    monkeypatch.setattr(timing, "WARM_SECONDS", 0)
+    sentence = "the raw rate of the sparse instruction could not be measured: status 7"
+    with pytest.raises(SystemExit, match=sentence):
+        timing.raw_rates(SimpleNamespace(library=library))
+
+
+def test_a_copy_reads_and_writes(timing: ModuleType, cuda: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(timing.cases, "DEVICE", "cpu")
+    monkeypatch.setattr(timing, "COPY_BYTES", 1000)
+    took = iter([9, 8, 2, 8, 9])
+    right = torch.Tensor.copy_
+
+    def copy(to: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        cuda.spend(next(took))
+        return right(to, source)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", copy)
+    assert timing.bandwidth() == pytest.approx(2 * 1000 / 2 * 1e-3)  # bytes a us are MB a s

@@ -71,6 +71,7 @@ def counted(kernels: Kernels) -> dict[str, int]:
     names = (
         "mma_sparse", "mma_dense", "matrix_loads", "matrix_wavefronts", "shared_loads",
         "shared_wavefronts", "copies", "block_barriers", "global_stores",
+        "global_loads",
     )  # fmt: skip
     values = np.zeros(len(names), np.uint64)
     kernels.library.edgekd_emulator_counters(ctypes.c_void_p(values.ctypes.data))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -27,8 +29,8 @@ BLOCKS = {
     "large_128x128": (2, 2),
     "large_256x128": (1, 1),
 }
-# The one tile whose shared memory allows more on Hopper, where 6 registers then part the two.
-BLOCKS_ON_HOPPER = {"large_64x128": (4, 3)}
+# The one tile whose shared memory allows more on Hopper.
+BLOCKS_ON_HOPPER = {"large_64x128": (4, 4)}
 LISTING = """
 .text.sparse_tiny_s8:
         /*0000*/                   IMAD.MOV.U32 R1, RZ, RZ, c[0x0][0x28] ;
@@ -42,6 +44,33 @@ LISTING = """
         /*0060*/               @P1 BRA `(.L_x_1) ;
         /*0070*/                   EXIT ;
 """
+# The same in the dense twin, some of it predicated; and what ptxas said of each.
+PREDICATED = """
+.text.dense_tiny_s8:
+.L_x_7:
+        /*0000*/               @P0 IMMA.16832.S8.S8 R8, R4.ROW, R8.COL, RZ ;
+        /*0010*/             @!UP0 UIADD3 UR4, UR4, 0x1, URZ ;
+        /*0020*/              @UP1 UIADD3 UR4, UR4, 0x1, URZ ;
+        /*0030*/             @!UPT UMOV UR5, UR4 ;
+        /*0040*/              @!P6 STL.64 [R1+0x8], R2 ;
+        /*0050*/                   LDL.LU R2, [R1] ;
+        /*0060*/                   STL [R1], R2 ;
+        /*0070*/               @P1 BRA `(.L_x_7) ;
+"""
+LOG = """
+ptxas info    : Compiling entry function 'sparse_tiny_s8' for 'sm_87'
+ptxas info    : Function properties for sparse_tiny_s8
+    24 bytes stack frame, 20 bytes spill stores, 4 bytes spill loads
+ptxas info    : Used 96 registers, used 1 barriers, 24 bytes cumulative stack size, 2048 bytes smem
+ptxas info    : Compiling entry function 'dense_tiny_s8' for 'sm_87'
+ptxas info    : Function properties for dense_tiny_s8
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 88 registers, used 1 barriers, 400 bytes cmem[0]
+"""
+TINY = {
+    "sparse_tiny_s8": {"dynamic_shared_bytes": 4096},
+    "dense_tiny_s8": {"dynamic_shared_bytes": 512},
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +92,66 @@ def test_the_hot_loop_is_the_one_with_the_mmas(sass: ModuleType) -> None:
     assert sass.count(loop, "IMMA.SP") == sass.count(lines, "IMMA") == 2
     assert sass.count(lines, "LDL") == 1
     assert sass.hot_loop(lines[:1]) == []
+
+
+def test_an_instruction_counts_whatever_it_depends_on(sass: ModuleType) -> None:
+    (lines,) = sass.kernels(PREDICATED).values()
+    assert [line.operation for line in lines] == [
+        "", "IMMA.16832.S8.S8", "UIADD3", "UIADD3", "UMOV", "STL.64", "LDL.LU", "STL", "BRA"
+    ]  # fmt: skip
+    assert sass.count(sass.hot_loop(lines), "") == 8
+
+
+@pytest.fixture
+def measured(
+    compiled: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., Any]:
+    """What the gate finds in a listing and a log; the cubin itself agrees with the table."""
+
+    def of(listing: str, log: str = LOG) -> Any:
+        cubin = tmp_path / "kernels.cubin"
+        cubin.with_name("kernels.cubin.log").write_text(log)
+        monkeypatch.setattr(compiled, "run", lambda *_: listing)
+        monkeypatch.setattr(compiled, "tool", str)
+        monkeypatch.setattr(compiled.cubins, "disagreements", lambda *_: [])
+        return compiled.measured(cubin, TINY)
+
+    return of
+
+
+def test_everything_that_costs_is_counted(measured: Callable[..., Any]) -> None:
+    assert measured(LISTING + PREDICATED) == {
+        "sparse_tiny_s8": {
+            "registers": 96, "shared_bytes": 4096 + 2048, "spill_bytes": 20 + 4,
+            "local_accesses": 1, "loop_instructions": 4, "loop_mmas": 2,
+        },
+        "dense_tiny_s8": {
+            "registers": 88, "shared_bytes": 512, "spill_bytes": 0, "local_accesses": 3,
+            "loop_instructions": 8, "loop_mmas": 1,
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "sentence"),
+    [
+        ("IMMA.16832", "IMMA.SP.16864", "dense_tiny_s8 in kernels.cubin: 1 MMAs, 1 of them sparse"),
+        ("R14, 0x0 ;\n        /*0040", "R14, 0x0 ;\n        /*0038*/ IMMA.16832.S8.S8 R8, R4, R8 ;"
+         "\n        /*0040", "sparse_tiny_s8 in kernels.cubin: 3 MMAs, 2 of them sparse, 3 in its"),
+        ("IMMA.16832", "IADD3", "dense_tiny_s8 in kernels.cubin: 0 MMAs, 0 of them sparse, 0 in "),
+        ("@P1 BRA `(.L_x_7)", "EXIT", "1 MMAs, 0 of them sparse, 0 in its hot loop, expected all "
+         "dense and some in the loop"),
+        (".text.dense_tiny_s8", ".nv.dense_tiny_s8", "kernels.cubin: ptxas names 2 kernels, nvdi"),
+    ],
+    ids=["sparse in the twin", "dense in the sparse", "none", "no loop", "no kernel"],
+)  # fmt: skip
+def test_machine_code_that_is_not_of_the_kernel(
+    measured: Callable[..., Any], was: str, becomes: str, sentence: str
+) -> None:
+    listing = (LISTING + PREDICATED).replace(was, becomes)
+    assert listing != LISTING + PREDICATED
+    with pytest.raises(SystemExit, match=sentence):
+        measured(listing)
 
 
 def test_a_kernel_that_costs_more_is_told(compiled: ModuleType) -> None:

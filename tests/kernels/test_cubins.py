@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +12,6 @@ import pytest
 
 from edgekd import target
 from edgekd.sparse_gemm import OUTPUTS
-from kernels.conftest import SOURCES
 
 BENCH = Path(__file__).parents[2] / "bench" / "kernels"
 ORIN = "jetson-agx-orin-64gb-jp6.2"
@@ -24,8 +21,8 @@ LAUNCHES = {
     "small_t24": (256, 49152, 49152),  # 8 warps x 3 groups x 4 tiles x 512, above its pipeline's
     "small_t40": (128, 40960, 40960),
     "small_t64": (64, 32768, 32768),
-    "large_64x128": (128, 43008, 49152),
-    "large_128x64": (128, 36864, 36864),  # 4 stages of (2 slabs of 2560, 64 x 64), or 3 of 4096
+    "large_64x128": (64, 43008, 49152),
+    "large_128x64": (64, 36864, 36864),  # 4 stages of (2 slabs of 2560, 64 x 64), or 3 of 4096
     "large_128x128": (128, 79872, 65536),  # 3 stages of (2 x 2 slabs of 2560, 128 x 128), or 2
     "large_256x128": (256, 73728, 98304),
 }
@@ -35,16 +32,6 @@ LAUNCHES = {
 def cubins() -> ModuleType:
     sys.path.insert(0, str(BENCH))
     return importlib.import_module("cubins")
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    out = tmp_path_factory.mktemp("instances")
-    command = ["make", "-s", "-C", str(SOURCES), "instances", f"OUT={out}"]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    found: dict[str, Any] = json.loads((out / "instances.json").read_text())
-    return found
 
 
 def on(cuda: str | None, name: str = ORIN) -> target.Target:

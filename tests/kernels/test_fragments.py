@@ -66,6 +66,28 @@ def test_a_dense_mma(kernels: Kernels, seed: int) -> None:
     np.testing.assert_array_equal(d, accumulators(exact.astype(np.int32)))
 
 
+def test_metadata_lies_in_the_lanes_that_cutlass_gives_it(kernels: Kernels) -> None:
+    """A second source for what the PTX ISA shows in a picture only.
+
+    CUTLASS orders 32-bit metadata in tools/util, host_reorder.h: rows r and r + 8 become
+    neighbours, of each 2 x 2 words the two off the diagonal are exchanged, and two columns lie
+    together in memory (ColumnMajorInterleaved<2>).
+    """
+    rng = np.random.default_rng(0)
+    w = rng.integers(-128, 128, (64, 64), dtype=np.int8)
+    w = w * sparse24.mask(w)
+    words = sparse24.compress(w)[1].view(np.uint32)  # [64, 2]
+    packed = kernels.pack(w, True)[2048:].view(np.uint32).reshape(32, 4)  # lane, tile
+    for tile in range(4):
+        of_row = [8 * (r % 8) + 2 * tile + r // 8 for r in range(16)]  # feature of the MMA's row
+        reordered = np.zeros((16, 2), np.uint32)
+        for r, feature in enumerate(of_row):
+            reordered[2 * (r % 8) + r // 8] = words[feature]
+        odd, even = reordered[1::2, 0].copy(), reordered[0::2, 1].copy()
+        reordered[1::2, 0], reordered[0::2, 1] = even, odd
+        np.testing.assert_array_equal(packed[:, tile], reordered.ravel())
+
+
 def test_metadata_that_does_not_increase_is_a_fault(kernels: Kernels) -> None:
     a, b, d = (
         np.zeros((32, 4), np.uint32),

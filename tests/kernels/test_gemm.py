@@ -124,3 +124,25 @@ def test_the_main_loop_of_few_tokens_has_no_block_barrier(kernels: Kernels) -> N
         gemms.random(40, 64, k).run(kernels, "small_t40")
         barriers[k] = gemms.counted(kernels)["block_barriers"]
     assert barriers == {512: 2, 2048: 2}
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_every_result_is_stored_once_and_every_operand_read_once(
+    kernels: Kernels, tile: str
+) -> None:
+    """Twice would give the same numbers, later."""
+    m, n, k = 256, 256, 512
+    gemms.random(m, n, k, "s8").run(kernels, tile)
+    counted = gemms.counted(kernels)
+    assert counted["global_stores"] == m * n // 8  # 8 features of a token at a time
+    tokens, features = {
+        "small_t8": (8, 64), "small_t24": (24, 64), "small_t40": (40, 64), "small_t64": (64, 64),
+        "large_64x128": (128, 64), "large_128x64": (64, 128), "large_128x128": (128, 128),
+        "large_256x128": (128, 256),
+    }[tile]  # fmt: skip
+    rows, columns = -(-m // tokens), n // features
+    weights = rows * n * k * 5 // 8 // 16  # 16 bytes at a time, for each row of blocks
+    x = columns * rows * tokens * k // 16
+    # To few tokens weights come in registers, to many through shared memory.
+    to_registers, copied = (weights, x) if tile.startswith("small") else (0, weights + x)
+    assert (counted["global_loads"], counted["copies"]) == (to_registers, copied)

@@ -58,6 +58,22 @@ def test_a_misaligned_pointer(kernels: Kernels, name: str, multiple: int) -> Non
         call(kernels, **{name: lambda address: address + 2})
 
 
+@pytest.mark.parametrize("by", [2, 4, 8])
+def test_a_residual_is_aligned_as_everything_that_is_read_in_vectors(
+    kernels: Kernels, by: int
+) -> None:
+    sentence = f"extra is {by} bytes past a multiple of 16, expected 0: align it"
+    with pytest.raises(ContractError, match=sentence):
+        call(kernels, output="f16", extra=lambda address: address + by)
+
+
+@pytest.mark.parametrize("output", ["s16", "S8", "", None])
+def test_an_output_that_there_is_not(kernels: Kernels, output: Any) -> None:
+    sentence = f"output is {output!r}, expected one of s32, f16, s8, gelu_s8"
+    with pytest.raises(ContractError, match=f"^sparse_gemm_s8: {sentence}$"):
+        call(kernels, output=output)
+
+
 @pytest.mark.parametrize(
     ("sizes", "sentence"),
     [
@@ -70,6 +86,13 @@ def test_a_misaligned_pointer(kernels: Kernels, name: str, multiple: int) -> Non
         ((2**24, 64, 128), "m k is 16777216 x 128, expected at most 2147483647 elements"),
         ((1, 2**20, 2**20), "n k is 1048576 x 1048576, expected .*: split the layer"),
         ((2**62, 64, 64), "m n is 4611686018427387904 x 64, expected at most"),
+        # One more than 31 bits; one fewer, and only the grid is too small for it.
+        ((33554432, 64, 64), "m n is 33554432 x 64, expected at most 2147483647 elements: split"),
+        ((33554431, 64, 64), "m is 33554431, expected at most [0-9]+ with tile"),
+        # ctypes would pass on the lower 64 bits, 8.
+        ((2**64 + 8, 64, 64), "m, n and k are 18446744073709551624, 64, 64, expected at most 92"),
+        ((8, 64, 2**64 + 64), "m, n and k are 8, 64, 18446744073709551680, expected at most 922"),
+        ((8, 64 - 2**64, 64), "m, n and k are 8, -18446744073709551552, 64, expected at most 92"),
     ],
 )
 def test_sizes_that_no_kernel_takes(
@@ -107,6 +130,11 @@ def test_a_tile_that_is_not_there_or_does_not_fit(
         call(kernels, tile=tile, sizes=sizes)
 
 
+def test_a_sentence_that_is_cut_within_a_letter(kernels: Kernels) -> None:
+    with pytest.raises(UnsupportedError, match=r"there is no tile xä+\ufffd$"):
+        call(kernels, tile="x" + 300 * "ä")
+
+
 @pytest.mark.parametrize(
     ("kind", "n", "k"), [(2, 64, 64), (-1, 64, 64), (0, 65, 64), (0, 2**31, 64)]
 )
@@ -124,19 +152,28 @@ def test_a_layer_too_large_to_pack(kernels: Kernels) -> None:
     assert (status, message.value.decode()) == (4, said)
 
 
-def test_metadata_that_is_not_canonical(kernels: Kernels) -> None:
-    weights = gemms.random(1, 64, 64).weights
-    values, metadata = (np.ascontiguousarray(part) for part in sparse24.compress(weights))
-    metadata[3, 1] = 0  # positions 0 and 0
-    packed = np.full(2560, 7, np.uint8)
-    sentence = "metadata\\[3, 1\\] is 0x00000000, in which a group of four names no two increasing"
-    with pytest.raises(ContractError, match=sentence):
-        kernels._call(
-            lambda *says: kernels.library.edgekd_pack_sparse(
-                values.ctypes.data, metadata.ctypes.data, 64, 64, packed.ctypes.data, *says
+@pytest.mark.parametrize("group", range(8))
+def test_metadata_that_is_not_canonical(kernels: Kernels, group: int) -> None:
+    """In one group of one word: every pair of positions that does not increase, and every other."""
+    values, right = np.zeros((64, 32), np.int8), 0x4E9D48EC  # of the six pairs that increase
+    for first in range(4):
+        for second in range(4):
+            word = right & ~(15 << 4 * group) | (first | second << 2) << 4 * group
+            metadata = np.full((64, 2), right, np.uint32)
+            metadata[3, 1] = word
+            packed, message = np.full(2560, 7, np.uint8), ctypes.create_string_buffer(200)
+            data = (each.ctypes.data for each in (values, metadata))
+            status = kernels.library.edgekd_pack_sparse(
+                *data, 64, 64, packed.ctypes.data, message, 200
             )
-        )
-    assert (packed == 7).all()
+            if first < second:
+                assert (status, message.value) == (0, b"")
+                continue
+            assert (status, (packed == 7).all()) == (5, True)
+            assert message.value.decode() == (
+                f"metadata[3, 1] is 0x{word:08x}, in which a group of four names no two increasing "
+                "positions: pass what sparse24.compress returned"
+            )
 
 
 @pytest.mark.parametrize(
@@ -215,6 +252,43 @@ def test_weights_whose_sizes_do_not_fit(kernels: Kernels) -> None:
         kernels.pack(np.zeros((10, 64), np.int8), True)
 
 
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        (np.zeros((64, 64), np.float32), r"float32\[64, 64\]"),
+        (np.zeros((64, 64), np.int16), r"int16\[64, 64\]"),
+        (np.zeros((64, 64), np.uint8), r"uint8\[64, 64\]"),
+        (np.zeros(64, np.int8), r"int8\[64\]"),
+        (np.zeros((1, 64, 64), np.int8), r"int8\[1, 64, 64\]"),
+    ],
+    ids=["float32", "int16", "uint8", "1-D", "3-D"],
+)
+def test_weights_that_are_not_an_int8_matrix(
+    kernels: Kernels, wrong: Any, found: str, sparse: bool
+) -> None:
+    sentence = f"^pack: weights are {found}, expected int8\\[n, k\\]: quantize them first$"
+    with pytest.raises(ContractError, match=sentence):
+        kernels.pack(wrong, sparse)
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_weights_are_packed_by_value_and_not_by_where_they_lie(
+    kernels: Kernels, sparse: bool
+) -> None:
+    weights = gemms.random(1, 128, 192, sparse=sparse).weights
+    packed = kernels.pack(weights, sparse)
+    assert packed.ctypes.data % 16 == 0
+    lying = {
+        "transposed": np.ascontiguousarray(weights.T).T,
+        "every other": np.repeat(weights, 2, axis=1)[:, ::2],
+        "backwards": np.ascontiguousarray(weights[::-1])[::-1],
+    }
+    for how, same in lying.items():
+        assert not same.flags.c_contiguous, how
+        np.testing.assert_array_equal(kernels.pack(same, sparse), packed, err_msg=how)
+
+
 def test_a_library_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ToolchainError, match=r"is not a library of our kernels .*: make one with"):
         Kernels(tmp_path / "libedgekd_kernels.so")
@@ -235,35 +309,8 @@ def test_every_packed_byte_comes_from_one_weight(kernels: Kernels) -> None:
     assert np.array_equal(np.sort(words.ravel()), np.sort(metadata.ravel()))
 
 
-@pytest.mark.parametrize(
-    ("sizes", "multiprocessors", "tile"),
-    [
-        ((1, 768, 768), 108, "small_t8"),
-        ((197, 192, 768), 108, "small_t24"),
-        ((197, 192, 768), 8, "small_t40"),
-        ((197, 3072, 768), 108, "small_t40"),
-        ((788, 768, 768), 108, "small_t64"),
-        ((1576, 768, 768), 16, "large_256x128"),
-        ((1576, 3072, 768), 108, "large_128x128"),
-        ((1576, 768, 768), 108, "large_128x64"),
-        ((1576, 768, 192), 108, "large_128x64"),
-        ((1576, 192, 192), 108, "large_64x128"),
-    ],
-)
-def test_the_table_of_tiles(
-    kernels: Kernels, sizes: tuple[int, int, int], multiprocessors: int, tile: str
-) -> None:
-    choice = kernels.choose(sizes, multiprocessors)
-    assert choice is not None
-    assert choice[0] == tile
-    assert len(choice[1].split()) > 3
-
-
-def test_the_table_has_a_tile_for_all_sizes_of_vit_and_bert(kernels: Kernels) -> None:
-    for n in range(192, 4097, 64):
-        for k in (64, 192, 384, 768, 1024, 3072, 4096):
-            for m in (1, 50, 197, 394, 512, 1576, 6304):
-                for multiprocessors in (8, 16, 108, 132):
-                    choice = kernels.choose((m, n, k), multiprocessors)
-                    assert choice is not None
-    assert kernels.choose((1, 100, 64), 108) is None
+def test_there_is_no_tile_for_what_31_bits_do_not_hold(kernels: Kernels) -> None:
+    assert kernels.choose((33554431, 64, 64), 108) is not None  # 2147483584 elements of y
+    for sizes in ((33554432, 64, 64), (1, 64, 33554432), (2**64 + 8, 64, 64)):
+        assert kernels.choose(sizes, 108) is None
+    assert kernels.choose((8, 64, 64), 0) is None

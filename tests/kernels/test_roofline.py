@@ -11,6 +11,7 @@ from tiny import programs
 
 ROW: dict[str, Any] = {
     "m": 100, "n": 200, "k": 400, "l2": "flushed", "us": {"sparse": 2.0, "dense_twin": 4.0},
+    "output": "s8", "residual": False,
 }  # fmt: skip
 RATES = {"sparse": 40.0, "dense": 20.0, "r": 2.0}
 
@@ -28,6 +29,17 @@ def test_shares_of_the_roof(roofline: ModuleType) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("output", "residual", "bytes_each"),
+    [("s8", False, 1), ("gelu_s8", False, 1), ("f16", False, 2), ("f16", True, 4)],
+)
+def test_bytes_of_what_a_layer_writes_and_adds(
+    roofline: ModuleType, output: str, residual: bool, bytes_each: int
+) -> None:
+    row = {**ROW, "output": output, "residual": residual}
+    assert roofline.bytes_moved("dense_twin", row) == 40_000 + 80_000 + 20_000 * bytes_each
+
+
 def test_what_has_no_time_has_no_share(roofline: ModuleType) -> None:
     found = roofline.shares({**ROW, "us": {"sparse": 2.0, "dense_twin": 0.0}}, RATES, 550.0)
     assert set(found) == {"sparse"}
@@ -38,14 +50,23 @@ def test_a_shape_is_judged_by_the_times_that_it_has(roofline: ModuleType) -> Non
     row = {**ROW, "m": 1576, "tile": "large_128x128"}
     whole = {**row, **roofline.shares(row, RATES, 550.0)}
     without = {**row, "us": {"sparse": 2.0}, "sparse": whole["sparse"]}
-    aims = roofline.aims([whole, without, {**row, "us": {}}], RATES)
-    assert [aim["shapes"] for aim in aims] == [1, 0, 2, 0, 0, 0]
+    tiles = {**row, "chosen": "large_128x128", "us": {"a": 3.0, "b": 2.0}, "dense_us": {"a": 2.8}}
+    aims = roofline.aims(
+        [whole, without, {**row, "us": {}}],
+        [tiles, {**tiles, "dense_us": {}}, {**tiles, "m": 8}],
+        RATES,
+    )
+    assert [aim["shapes"] for aim in aims] == [1, 0, 0, 1, 2, 0, 0, 0, 0]
     assert aims[0]["met"] is True
+    assert (aims[3]["met"], aims[3]["short"][0]["found"]) == (None, 1.4)  # 1.5 wanted
     few = {**row, "m": 8, "n": 384, "k": 384, "tile": "small_t8"}
-    times = {"sparse": 2.0, "sparse_s32": 2.0, "cusparselt_s32": 3.0}
-    found = roofline.aims([{**few, "us": times}], RATES)
-    assert [aim["shapes"] for aim in found] == [0, 0, 0, 0, 0, 1]
-    assert found[5]["share_found"] == 1.0
+    times = {"sparse": 2.0, "sparse_s32": 2.0, "cusparselt_s32": 3.0, "cusparselt_fused": 1.0}
+    found = roofline.aims([{**few, "us": times}], [], RATES)
+    assert [aim["shapes"] for aim in found] == [0, 0, 0, 0, 0, 0, 0, 1, 1]
+    assert [aim["share_found"] for aim in found[7:]] == [1.0, 0.0]
+    bare = {"sparse_s32": 2.0, "dense_twin_s32": 2.8}
+    judged = roofline.aims([{**row, "us": bare}], [], RATES)[2]
+    assert (judged["least"], judged["short"][0]["found"]) == (1.5, 1.4)
 
 
 def test_where_the_table_takes_a_slower_tile(

@@ -1,9 +1,13 @@
 """The packed operator of torch on the emulator: everything of a launch but the GPU.
 
-What a GPU adds is the stream and the device's addresses, and no test here runs them.
+What a GPU adds is the device and its stream. They are shown with `launch.cu` on its stand-in, and
+tensors that say they are on a GPU.
 """
 
 from __future__ import annotations
+
+from types import SimpleNamespace, TracebackType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from edgekd.engine.native import Kernels
 from edgekd.errors import ToolchainError
 from edgekd.sparse_gemm import OUTPUTS, Output
 from kernels import gemms
+from kernels.conftest import Runtime
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +54,89 @@ def test_what_pack_returns_is_what_the_kernels_packer_makes(kernels: Kernels) ->
     y = packed(weights)
     assert y.shape == (128, 120)
     np.testing.assert_array_equal(y.numpy().ravel(), kernels.pack(weights, True))
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("residual", [True, False])
+def test_what_a_gpu_does_with_canonical_weights(output: Output, residual: bool) -> None:
+    """Packs and launches: the function that torch calls for a GPU, with tensors of the CPU."""
+    gemm = gemms.random(6, 64, 128, output, residual=residual)
+    x, _, *rest = arguments(gemm)
+    pair = [torch.from_numpy(np.ascontiguousarray(e)) for e in sparse24.compress(gemm.weights)]
+    y = torch_ops._cuda(x, *pair, *rest, output)
+    np.testing.assert_array_equal(y.numpy(), gemm.expected())
+
+
+def strided(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, each beside one that is not its own."""
+    wide = torch.full((*tensor.shape, 2), 77, dtype=tensor.dtype)
+    wide[..., 0] = tensor
+    return wide[..., 0]
+
+
+@pytest.mark.parametrize("name", ["x", "weights", "scale", "bias", "extra", "every one"])
+def test_an_operand_may_be_a_view(name: str) -> None:
+    gemm = gemms.random(6, 64, 128, "f16")
+    given: Any = arguments(gemm)
+    for i, each in enumerate(("x", "weights", "scale", "bias", "extra")):
+        if name in (each, "every one"):
+            given[i] = strided(given[i])
+            assert not given[i].is_contiguous()
+    y = torch.ops.edgekd.sparse_gemm_s8_packed(*given, "f16")
+    np.testing.assert_array_equal(y.numpy(), gemm.expected())
+
+
+class OnGpu:
+    """A tensor of the CPU that says it is on the second GPU."""
+
+    device, is_cuda = torch.device("cuda:1"), True
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tensor, name)
+
+    def contiguous(self) -> OnGpu:
+        return OnGpu(self.tensor.contiguous())
+
+    def new_empty(self, shape: list[int], dtype: torch.dtype) -> OnGpu:
+        return OnGpu(self.tensor.new_empty(shape, dtype=dtype))
+
+
+def test_a_launch_is_on_the_device_of_x_and_on_its_current_stream(
+    launcher: Kernels, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gemm = gemms.random(30, 128, 192, "f16")
+    given = [OnGpu(each) for each in arguments(gemm) if isinstance(each, torch.Tensor)]
+
+    class Device:
+        """`torch.cuda.device` of the stand-in's runtime."""
+
+        def __init__(self, device: torch.device) -> None:
+            self.index, self.before = device.index, runtime.device
+
+        def __enter__(self) -> None:
+            runtime.device = self.index
+
+        def __exit__(
+            self, kind: type | None, error: Exception | None, trace: TracebackType | None
+        ) -> None:
+            runtime.device = self.before
+
+    def current_stream(device: torch.device | None = None) -> SimpleNamespace:
+        """Each device has its own."""
+        return SimpleNamespace(cuda_stream=1000 + (runtime.device if device is None else 1))
+
+    monkeypatch.setattr(torch_ops, "_libraries", {"used": launcher})
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    y = torch_ops.sparse_gemm_s8_packed._init_fn(*given, "f16")
+    assert (runtime.launches, runtime.launched_on, runtime.stream) == (1, 1, 1001)
+    assert runtime.device == 0
+    addresses = [runtime.x, runtime.weights, runtime.scale, runtime.bias, runtime.extra, runtime.y]
+    assert addresses == [each.data_ptr() for each in (*given, y)]
+    assert (runtime.m, runtime.n, runtime.k) == (30, 128, 192)
 
 
 def test_a_view_is_made_contiguous_and_no_token_launches_nothing() -> None:
