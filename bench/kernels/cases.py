@@ -25,8 +25,9 @@ from edgekd.sparse_gemm import Output
 
 DEVICE = "cuda"
 OUT_SCALE = 0.0428
-# torch._int_mm wants more than 16 tokens, cuSPARSELt's int8 a multiple of 16.
-_FEWEST_ROWS, _ROWS = 17, 16
+# torch._int_mm wants more than 16 tokens; cuSPARSELt's int8 a multiple of 16 by torch's rules, of 32
+# by its own documentation: what it takes is tried.
+_FEWEST_ROWS, _ROWS = 17, (16, 32)
 _DTYPES = {"s32": torch.int32, "f16": torch.float16, "s8": torch.int8, "gelu_s8": torch.int8}
 Call = Callable[[], Any]
 Product = Callable[[], Tensor]
@@ -250,20 +251,36 @@ def _cusparselt(
     answer: torch.dtype = torch.int32,
 ) -> tuple[Product, str]:  # fmt: skip
     compressed = torch._cslt_compress(weights)
-    tokens = _padded(x, -(-len(x) // _ROWS) * _ROWS).t()
-    # By position: torch has renamed the last of them (split_k_one_kernel, split_k_mode).
-    operands = (compressed, tokens, bias, alpha, answer, True)
-    # The search times every algorithm, and k cut into parts, on these operands: with few tokens the
-    # cut is what fills a GPU. An older torch tells the algorithm alone and never cuts.
+    refusal: RuntimeError | None = None
+    for rows in _ROWS:
+        tokens = _padded(x, -(-len(x) // rows) * rows).t()
+        # By position: torch has renamed the last of them (split_k_one_kernel, split_k_mode).
+        operands = (compressed, tokens, bias, alpha, answer, True)
+        try:
+            *found, how = _searched(operands)
+            torch._cslt_sparse_mm(*operands, *found)
+        except RuntimeError as error:
+            refusal = error
+        else:
+            return functools.partial(torch._cslt_sparse_mm, *operands, *found), how
+    assert refusal is not None
+    raise refusal
+
+
+def _searched(operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The fastest algorithm's numbers for `torch._cslt_sparse_mm`, and how they were found.
+
+    The search times every algorithm, and k cut into parts, on these operands: with few tokens the
+    cut is what fills a GPU. An older torch tells the algorithm alone and never cuts.
+    """
     try:
         search = torch._C._cusparselt.mm_search  # type: ignore[attr-defined]
     except AttributeError:
         best = int(torch._cslt_sparse_mm_search(*operands))
-        how = f"torch._cslt_sparse_mm_search, which cuts no k: algorithm {best}"
-        return lambda: torch._cslt_sparse_mm(*operands, best), how
+        return best, f"torch._cslt_sparse_mm_search, which cuts no k: algorithm {best}"
     best, split_k, mode, _ = search(*operands)
     how = f"torch._C._cusparselt.mm_search: algorithm {best}, split_k {split_k}, mode {mode}"
-    return lambda: torch._cslt_sparse_mm(*operands, best, split_k, mode), how
+    return best, split_k, mode, how
 
 
 def _padded(x: Tensor, rows: int) -> Tensor:

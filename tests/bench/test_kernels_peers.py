@@ -17,7 +17,7 @@ class Cslt:
     """cuSPARSELt as torch has it, by a float64 product; `wrong` is added to its sums."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, searched: bool = True) -> None:
-        self.wrong, self.best = 0, (3, 4, 1) if searched else (3,)
+        self.wrong, self.rows, self.best = 0, 16, (3, 4, 1) if searched else (3,)
         self.asked: list[Any] = []
         monkeypatch.setattr(torch, "_cslt_compress", lambda weights: weights)
         monkeypatch.setattr(torch, "_cslt_sparse_mm", self.product)
@@ -36,7 +36,8 @@ class Cslt:
         bias, alpha, answer, transposed, *best = rest
         assert transposed
         assert tuple(best) == self.best
-        assert tokens.shape[1] % 16 == 0, "cuSPARSELt's int8 takes multiples of 16"
+        if tokens.shape[1] % self.rows:
+            raise RuntimeError(f"CUSPARSE_STATUS_NOT_SUPPORTED: rows of {self.rows}")
         y = (weights.double() @ tokens.double()).t() + self.wrong
         if answer == torch.int32:
             assert bias is alpha is None
@@ -130,3 +131,13 @@ def test_a_peer_that_fails_in_whatever_way_ends_nothing(
     peers = gpu.Case(gpu.Layer(Kernels(emulator), 64, 64), 8).peers
     assert peers.not_measured == {"cusparselt": "not measured: KeyError"}
     assert set(peers.calls) == {"cublaslt_s32", "cublaslt_and_epilogue"}
+
+
+@pytest.mark.parametrize("rows", [16, 32, 64])
+def test_tokens_are_padded_to_what_cusparselt_takes(
+    gpu: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    cslt, case = Cslt(monkeypatch), gpu.Case(gpu.Layer(Kernels(emulator), 128, 128), 8)
+    cslt.rows = rows
+    refused = {"cusparselt": "not measured: CUSPARSE_STATUS_NOT_SUPPORTED: rows of 64"}
+    assert case.peers.not_measured == (refused if rows == 64 else {})
