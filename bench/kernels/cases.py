@@ -25,8 +25,8 @@ from edgekd.sparse_gemm import Output
 
 DEVICE = "cuda"
 OUT_SCALE = 0.0428
-# torch._int_mm wants more than 16 tokens; cuSPARSELt's int8 a multiple of 16 by torch's rules, of 32
-# by its own documentation: what it takes is tried.
+# torch._int_mm wants more than 16 tokens; cuSPARSELt a multiple of 16 by torch's rules, of 32 by
+# its own documentation: what it takes is tried.
 _FEWEST_ROWS, _ROWS = 17, (16, 32)
 _DTYPES = {"s32": torch.int32, "f16": torch.float16, "s8": torch.int8, "gelu_s8": torch.int8}
 Call = Callable[[], Any]
