@@ -306,13 +306,13 @@ def _require_numbers(
     if output not in ("s8", "gelu_s8"):
         return
     finite = "finite numbers: no integer stands for NaN, look for the step that diverged"
-    positive = "a positive finite scale: take scales from quant.scale_from_amax"
+    positive = "a finite scale of 2**-126 at least: take scales from quant.scale_from_amax"
     operands = (("scale", scale, finite), ("bias", bias, finite), ("extra", extra, positive))
     for name, operand, wanted in operands:
         assert operand is not None, "checked by _expected"
         bad = ~operand.isfinite()
         if wanted is positive:
-            bad |= operand <= 0
+            bad |= operand < torch.finfo(torch.float32).tiny  # its reciprocal may be infinite
         if bad.any():
             found = operand[bad].flatten()[0].item()
             raise ContractError(f"sparse_gemm_s8: {name} holds {found}, expected {wanted}")

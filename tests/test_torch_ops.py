@@ -225,10 +225,11 @@ def test_operands_of_one_gpu_go_together(output: Output) -> None:
     [
         (3, float("inf"), "scale holds inf, expected finite numbers: no integer stands for NaN"),
         (4, float("nan"), "bias holds nan, expected finite numbers: no integer stands for NaN"),
-        (5, 0.0, "extra holds 0.0, expected a positive finite scale: take scales from quant."),
-        (5, -0.5, "extra holds -0.5, expected a positive finite scale"),
-        (5, float("inf"), "extra holds inf, expected a positive finite scale"),
-        (5, float("nan"), "extra holds nan, expected a positive finite scale"),
+        (5, 0.0, "extra holds 0.0, expected a finite scale of 2**-126 at least: take scales from"),
+        (5, -0.5, "extra holds -0.5, expected a finite scale of 2**-126"),
+        (5, float("inf"), "extra holds inf, expected a finite scale of 2**-126"),
+        (5, 2.0**-127, "extra holds 5.877471754111438e-39, expected a finite scale of 2**-126"),
+        (5, float("nan"), "extra holds nan, expected a finite scale of 2**-126"),
     ],
 )
 @pytest.mark.parametrize("output", ["s8", "gelu_s8"])

@@ -100,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         speed(layers, properties, content, keep, deadline)
         content["state_after"] = timing.state()
         path = keep()
-        roofline.draw(content, path.with_suffix(".svg"))
         roofline.tell(content)
+        roofline.draw(content, path.with_suffix(".svg"))
     _say(str(path))
     return path
 

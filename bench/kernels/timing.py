@@ -5,7 +5,8 @@ itself. Peers take turns, a repetition each. Two replays that are not timed run 
 timed one: its launch then lies behind them, and not between the two events, and the first call
 finds in L2 what its own peer left there, not what another one did.
 
-What fails is not measured, with its reason, and ends nothing: a lent GPU is had once.
+What fails is not measured, with its reason, and ends nothing: a lent GPU is had once. Only a GPU
+that cannot run the bare instruction ends it: nothing else would run on it.
 """
 
 from __future__ import annotations

@@ -48,14 +48,14 @@ typedef struct {
   const uint8_t *weights; /* edgekd_packed_bytes(kind, n, k) bytes, by edgekd_pack_* */
   const float *scale;     /* float32[n]: input scale x weight scale of each row; not read for int32 */
   const float *bias;      /* float32[n]; not read for int32 */
-  const void *extra;      /* int8 outputs: float32[1], the output's scale, positive and finite; float16:
+  const void *extra;      /* int8 outputs: float32[1], the output's scale, finite, at least 2^-126; float16:
                              float16[m, n] or null; not read for int32 */
   void *y;                /* int32, float16 or int8[m, n]; may overlap nothing that is read */
   const char *tile;       /* a name of edgekd_tiles, or null to let the table choose */
 } edgekd_gemm;
 
 /* Starts a GEMM on a CUDA stream of the current device (null: the default one). It does not wait, and
- * looks at no value: an int8 output of NaN, or of an output's scale that is zero, negative or not finite,
+ * looks at no value: an int8 output of NaN, or of an output's scale that is none of those said above,
  * is some int8, which one is not said. */
 int edgekd_gemm_s8(const edgekd_gemm *gemm, void *stream, char *message, size_t message_bytes);
 

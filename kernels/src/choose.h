@@ -1,10 +1,9 @@
 // Which tile for which sizes: a table, each row with its reason.
 //
 // Few tokens are a matter of rules: the first row that fits. For more, the row that takes the fewest
-// clocks of the busiest multiprocessor, by the arithmetic of `clocks` below; of equals the first, which
-// is the one that moves fewer bytes. That is as far as judgement goes without a device: none has been
-// tuned for. bench/kernels/gpu.py times every tile beside the chosen one; where another is faster, this
-// table is wrong.
+// clocks of the busiest multiprocessor, by the arithmetic of `clocks` below. That is as far as judgement
+// goes without a device: none has been tuned for. bench/kernels/gpu.py times every tile beside the chosen
+// one; where another is faster, this table is wrong.
 #pragma once
 
 #include <cstdint>
@@ -38,17 +37,16 @@ bool whole(const Shape& s) {
   return s.n % Tile::kFeatures == 0 && s.k % Tile::kK == 0;
 }
 
-// Clocks of the busiest multiprocessor for a slab of k of all its blocks: the longest of its schedulers'
-// sparse MMAs (8 clocks each, 4 schedulers with a warp each at a time), its shared memory, and what
-// comes from L2 (64 bytes a clock). Rates are A100's and Orin's; starting and storing are left out.
+// Clocks of the busiest multiprocessor for a slab of k of all its blocks: what it moves takes longer than
+// its sparse MMAs, through shared memory or from L2. L2 gives A100's 108 multiprocessors 5120 bytes a
+// clock (NVIDIA A100 Tensor Core GPU Architecture, 2020); Orin's figure is not known to us. Starting and
+// storing are left out.
 template <class Tile>
 int64_t clocks(const Shape& s) {
-  constexpr int64_t kMmas = Tile::kFeatures / kTileRows * (Tile::kTokens / kTileTokens) / Tile::kWarps;
   constexpr int64_t kBytes = Tile::kFeatures / kSlab * kSparseSlabBytes + Tile::kTokens * kSlab;
-  constexpr int64_t kMoved = kBytes / 64 > Tile::kSharedClocks ? kBytes / 64 : Tile::kSharedClocks;
-  const int64_t rounds = s.rounds(Tile::kFeatures, Tile::kTokens);
-  const int64_t multiplied = (rounds * Tile::kWarps + 3) / 4 * kMmas * 8;
-  return multiplied > rounds * kMoved ? multiplied : rounds * kMoved;
+  constexpr int64_t kFromL2 = kBytes * 108 / 5120;
+  return s.rounds(Tile::kFeatures, Tile::kTokens) *
+         (kFromL2 > Tile::kSharedClocks ? kFromL2 : int64_t{Tile::kSharedClocks});
 }
 
 struct Choice {

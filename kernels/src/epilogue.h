@@ -40,12 +40,12 @@ EDGEKD_DEVICE int quantize(float y, Quantizer by) {
   return round_to_int(multiply_add(remainder, by.reciprocal, first));
 }
 
-// x Phi(x) = max(x, 0) - t Phi(-t), t = |x|, Phi the normal distribution; within 5e-7 for |x| < 12.
+// x Phi(x) = max(x, 0) - t Phi(-t), t = |x|, Phi the normal distribution; within 5e-7 of it for every x.
 //
 // Phi(-t) is a polynomial of degree 15 about the middle of 0 .. 5.25, where it fades below 1e-7, fitted
 // to the least largest error of its product with t (of 1 where t is smaller). The rational erf of most
-// libraries ends in a division and two selections: with it the epilogue took longer than the MMAs of a
-// layer of k = 768. Correctly rounded operations only, so that GPU and CPU agree to the bit.
+// libraries ends in a division and two selections, which cost as much again. Correctly rounded operations
+// only, so that GPU and CPU agree to the bit.
 EDGEKD_DEVICE float gelu(float x) {
   constexpr float kEnd = 5.25f;
   constexpr float of_u[] = {

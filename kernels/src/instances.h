@@ -15,18 +15,18 @@
   X(small_t40, SmallM<40, 4, 4, 2>)                                                                  \
   /* batch 2 to 4, sequences of 128 and 256: the same weights serve more tokens */                   \
   X(small_t64, SmallM<64, 2, 4, 2>)
-//            features tokens warp_tokens slabs, stages sparse and dense, blocks a multiprocessor
+//                                  features tokens warp_tokens slabs, stages sparse and dense
 // A warp has 64 tokens wherever it can: with 32 it reads its weights twice as often, and shared memory
 // then holds a sparse MMA to 56 and 59% of its rate in the first two.
 #define EDGEKD_LARGE_M_TILES(X)                                                                      \
   /* n = 192 and 576: no multiple of 128; one slab a stage, as k = 192 is three */                   \
-  X(large_64x128, LargeM<64, 128, 64, 1, 4, 4, 4>)                                                   \
-  /* k no multiple of 128, or too few blocks for the next one; 4 blocks of it, or some hold 3 */     \
-  X(large_128x64, LargeM<128, 64, 64, 1, 4, 3, 4>)                                                   \
+  X(large_64x128, LargeM<64, 128, 64, 1, 4, 4>)                                                      \
+  /* k no multiple of 128, or too few blocks for the next one */                                     \
+  X(large_128x64, LargeM<128, 64, 64, 1, 4, 3>)                                                      \
   /* the workhorse: 64 MMAs of a warp for 16 token and 10 weight loads, barriers half as often */    \
-  X(large_128x128, LargeM<128, 128, 64, 2, 3, 2, 1>)                                                 \
+  X(large_128x128, LargeM<128, 128, 64, 2, 3, 2>)                                                    \
   /* large batches: half of the token traffic, where there are blocks enough */                      \
-  X(large_256x128, LargeM<256, 128, 64, 1, 4, 4, 1>)
+  X(large_256x128, LargeM<256, 128, 64, 1, 4, 4>)
 
 // X(output, name): what a kernel writes; see epilogue.h.
 #define EDGEKD_OUTPUTS(X, ...)              \
@@ -43,8 +43,8 @@ namespace edgekd {
     small_m<__VA_ARGS__, Weights, Output::output>(EDGEKD_GEMM_ARGUMENTS);                      \
   }
 #define EDGEKD_LARGE_M_KERNEL(output, suffix, kind, Weights, name, ...)                        \
-  EDGEKD_KERNEL __launch_bounds__(__VA_ARGS__::kThreads, __VA_ARGS__::kBlocks)                 \
-  void kind##_##name##_##suffix(EDGEKD_GEMM_PARAMETERS) {                                      \
+  EDGEKD_KERNEL __launch_bounds__(__VA_ARGS__::kThreads, 1) void kind##_##name##_##suffix(      \
+      EDGEKD_GEMM_PARAMETERS) {                                                                \
     large_m<__VA_ARGS__, Weights, Output::output>(EDGEKD_GEMM_ARGUMENTS);                      \
   }
 #define EDGEKD_SMALL_M_BOTH(name, ...)                                       \

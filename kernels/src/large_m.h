@@ -15,12 +15,11 @@
 namespace edgekd {
 
 // The dense twin's slabs are larger. It has a stage count of its own, so that a multiprocessor's shared
-// memory holds as many blocks of either kind. `blocks`: registers for that many, 1 where it needs no word.
-template <int features_, int tokens_, int warp_tokens_, int slabs_, int stages_, int dense_stages_,
-          int blocks_>
+// memory holds as many blocks of either kind.
+template <int features_, int tokens_, int warp_tokens_, int slabs_, int stages_, int dense_stages_>
 struct LargeM {
   static constexpr int kFeatures = features_, kTokens = tokens_, kWarpTokens = warp_tokens_;
-  static constexpr int kSlabs = slabs_, kBlocks = blocks_;
+  static constexpr int kSlabs = slabs_;
   static constexpr int kK = kSlabs * kSlab;
   static constexpr int kFeatureWarps = kFeatures / kSlab;
   static constexpr int kWarps = kFeatureWarps * (kTokens / kWarpTokens);

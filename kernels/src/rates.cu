@@ -26,9 +26,10 @@ EDGEKD_DEVICE void rate(int* sink) {
       else
         mma_dense(d[j], a, b[0], b[1]);
     }
-  int total = 0;  // stored, so that nothing is optimised away
-  EDGEKD_UNROLL for (int j = 0; j < kChains; ++j) total += d[j][0] + d[j][1] + d[j][2] + d[j][3];
-  sink[block_x() * kMostWarps * kLanes + thread_index()] = total;
+  uint32_t total = 0;  // stored, so that nothing is optimised away
+  EDGEKD_UNROLL for (int j = 0; j < kChains; ++j)
+    EDGEKD_UNROLL for (int r = 0; r < 4; ++r) total += d[j][r];
+  sink[block_x() * kMostWarps * kLanes + thread_index()] = static_cast<int>(total);
 }
 
 EDGEKD_KERNEL void rate_of_sparse(int* sink) { rate<true>(sink); }

@@ -118,7 +118,7 @@ EDGEKD_DEVICE void small_m(EDGEKD_GEMM_PARAMETERS) {
       EDGEKD_UNROLL for (int w = 0; w < kWarps; ++w) {
         uint32_t part[4];
         load_shared(part, sums(w, j, i));
-        EDGEKD_UNROLL for (int r = 0; r < 4; ++r) total[i][r] += static_cast<int>(part[r]);
+        EDGEKD_UNROLL for (int r = 0; r < 4; ++r) total[i][r] = static_cast<int>(total[i][r] + part[r]);  // wraps
       }
     store_two_tokens<output>(y, extra, total, c, first_token + 8 * j + 2 * (lane % 4), feature0, m, n);
   }

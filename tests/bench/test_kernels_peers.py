@@ -98,7 +98,26 @@ def test_a_peer_with_other_numbers_is_not_measured(
     assert set(peers.calls) == {*ours, "cusparselt_fused"}  # a sum one off is no step
     cslt.wrong = 10_000
     refusal = gpu.Case(layer, 8).peers.not_measured["cusparselt_fused"]
-    assert re.fullmatch(r"not measured: \d+ results are steps from ours", refusal)
+    sentence = r"not measured: \d+ of 3072 results are more than a step from ours"
+    assert re.fullmatch(sentence, refusal)
+
+
+@pytest.mark.parametrize(("n", "k"), [(384, 128), (512, 128), (128, 128)])
+def test_a_peer_whose_epilogue_is_wrong_is_not_measured(
+    gpu: ModuleType, emulator: Path, monkeypatch: pytest.MonkeyPatch, n: int, k: int
+) -> None:
+    Cslt(monkeypatch)
+    right = gpu.cases.peers_epilogue
+
+    def wrong(output: Any) -> Any:
+        epilogue, how = right(output)
+        return lambda acc, *rest: epilogue(acc.roll(1), *rest), how
+
+    monkeypatch.setattr(gpu.cases, "peers_epilogue", wrong)
+    peers = gpu.Case(gpu.Layer(Kernels(emulator), n, k), 8).peers
+    for name in ("cublaslt", "cusparselt"):
+        assert "results are more than a step from ours" in peers.not_measured[name]
+    assert set(peers.calls) <= {"cusparselt_fused"}
 
 
 def test_a_peer_that_is_right_alone_and_wrong_in_a_graph_is_not_measured(

@@ -42,7 +42,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     compiled(
         "c++", "-std=c++17", "-O1", "-shared", "-fPIC", "-DEDGEKD_EMULATOR", "-Wno-unknown-pragmas",
         "-U_FORTIFY_SOURCE", f"-I{HERE / 'stand_in_of_events'}", f"-I{SOURCES / 'include'}",
-        f"-I{SOURCES / 'src'}", "-x", "c++", str(SOURCES / "src" / "rates.cu"), "-o", str(path),
+        f"-I{SOURCES / 'src'}", str(HERE / "rates.cpp"), "-o", str(path),
     )  # fmt: skip
     found = ctypes.CDLL(str(path))
     found.stand_in.restype = ctypes.POINTER(Runtime)
@@ -81,6 +81,13 @@ def test_multiply_adds_a_second(
     assert list(runtime.threads)[:18] == [128.0] * 6 + [256.0] * 6 + [512.0] * 6
     assert list(runtime.blocks)[:18] == [float(MULTIPROCESSORS)] * 18
     assert (runtime.launches, runtime.open, len(set(runtime.kernel[:18]))) == (18, 0, 1)
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["sparse", "dense"])
+def test_a_warp_multiplies_as_often_as_is_counted(library: ctypes.CDLL, kind: int) -> None:
+    mmas = (ctypes.c_uint64 * 2)()
+    assert library.multiplied(kind, mmas) == 0
+    assert list(mmas) == [8 * 4096 * (kind == 0), 8 * 4096 * (kind == 1)]
 
 
 def test_the_kinds_are_two_kernels(
