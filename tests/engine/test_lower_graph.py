@@ -9,23 +9,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny import sparse_graphs as graphs
-from tiny.sparse_graphs import GELU, LINEAR, K, N, node, quantized
+from tiny.sparse_graphs import GELU, LINEAR, K, N, lowered, node, overloads, quantized
 
-from edgekd.engine.passes.lower_sparse_gemm import Lowered, lower
+from edgekd.engine.passes.lower_sparse_gemm import Lowered
 
 OUT = node("Identity", ["y"], "out")
 Q8 = quantized("y", "out", "so")
 GELU8 = [*GELU, *quantized("gelu", "out", "so")]
-
-
-def lowered(graph: onnx.ModelProto) -> Lowered:
-    result = lower(graph)
-    onnx.checker.check_model(result.model, full_check=True)
-    return result
-
-
-def overloads(result: Lowered) -> list[str]:
-    return [product.overload for product in result.products]
 
 
 def same(graph: onnx.ModelProto, result: Lowered) -> None:

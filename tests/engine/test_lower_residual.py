@@ -9,23 +9,13 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 from tiny import sparse_graphs as graphs
-from tiny.sparse_graphs import LINEAR, K, N, node, quantized
+from tiny.sparse_graphs import LINEAR, K, N, lowered, node, overloads, quantized
 
 from edgekd import quant, sparse_gemm
-from edgekd.engine.passes.lower_sparse_gemm import Lowered, lower
+from edgekd.engine.passes.lower_sparse_gemm import lower
 
 ADD = node("Add", ["r", "y"], "out")
 SUM = [*LINEAR, ADD]
-
-
-def lowered(graph: onnx.ModelProto) -> Lowered:
-    result = lower(graph)
-    onnx.checker.check_model(result.model, full_check=True)
-    return result
-
-
-def overloads(result: Lowered) -> list[str]:
-    return [product.overload for product in result.products]
 
 
 def random(graph: onnx.ModelProto, **shapes: tuple[int, ...]) -> dict[str, Any]:

@@ -9,23 +9,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from tiny import sparse_graphs as graphs
-from tiny.sparse_graphs import GELU, LINEAR, K, N, node, quantized
+from tiny.sparse_graphs import GELU, LINEAR, K, N, lowered, node, overloads, quantized
 
 from edgekd import sparse24
-from edgekd.engine.passes.lower_sparse_gemm import Lowered, lower
 
 FLOATS = [np.float32, np.float16]
 OUT = node("Identity", ["y"], "out")
 Q8 = quantized("y", "out", "so")
-
-
-def lowered(graph: onnx.ModelProto) -> Lowered:
-    """Lowered and checked; the graph given is as it was."""
-    before = graph.SerializeToString(deterministic=True)
-    result = lower(graph)
-    assert graph.SerializeToString(deterministic=True) == before
-    onnx.checker.check_model(result.model, full_check=True)
-    return result
 
 
 def x(graph: onnx.ModelProto, seed: int = 0) -> dict[str, Any]:
@@ -36,10 +26,6 @@ def x(graph: onnx.ModelProto, seed: int = 0) -> dict[str, Any]:
         )
         for port in graph.graph.input
     }
-
-
-def overloads(result: Lowered) -> list[str]:
-    return [product.overload for product in result.products]
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

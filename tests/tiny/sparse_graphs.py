@@ -12,6 +12,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekd import quant, sparse24
+from edgekd.engine.passes.lower_sparse_gemm import Lowered, lower
 
 N, K = 64, 128
 INPUT_SCALE, OUTPUT_SCALE = quant.scale_from_amax(4.0), quant.scale_from_amax(3.0)
@@ -142,3 +143,16 @@ def written(each: onnx.NodeProto) -> int:
     """Element type of a lowered node's output."""
     types = {"s32": TensorProto.INT32, "s8": TensorProto.INT8, "gelu_s8": TensorProto.INT8}
     return types.get(each.overload, TensorProto.FLOAT16)
+
+
+def lowered(graph: onnx.ModelProto) -> Lowered:
+    """Lowered and checked; the graph given is as it was."""
+    before = graph.SerializeToString(deterministic=True)
+    result = lower(graph)
+    assert graph.SerializeToString(deterministic=True) == before
+    onnx.checker.check_model(result.model, full_check=True)
+    return result
+
+
+def overloads(result: Lowered) -> list[str]:
+    return [product.overload for product in result.products]
